@@ -1,0 +1,181 @@
+//! What each program is given: its own part of the configuration and nothing else.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use postern_address::Domain;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Config, Delivery, Listen, Local, QueueLimits, Relay, Route, SmtpLimits, Virtual};
+
+/// For smtpd.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SmtpdPart {
+    /// Our name.
+    pub hostname: Domain,
+    /// The listeners, in the order of their handles.
+    pub listen: Vec<Listen>,
+    /// What a worker takes.
+    pub limits: SmtpLimits,
+    /// A certificate is configured.
+    pub tls: bool,
+}
+
+/// For queue-manager.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QueuePart {
+    /// Our name.
+    pub hostname: Domain,
+    /// Retries and lifetimes.
+    pub limits: QueueLimits,
+    /// Connections to one destination at once.
+    pub connections: u32,
+    /// Received lines until a message counts as looping.
+    pub hops: u32,
+}
+
+/// For delivery-remote.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RemotePart {
+    /// Our name in EHLO.
+    pub hostname: Domain,
+    /// Connections and timeouts.
+    pub delivery: Delivery,
+}
+
+/// For lmtp.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LmtpPart {
+    /// Our name in LHLO.
+    pub hostname: Domain,
+    /// Connections and timeouts.
+    pub delivery: Delivery,
+}
+
+/// For delivery-local.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LocalPart {
+    /// Our name, for the names of Maildir files and for Delivered-To.
+    pub hostname: Domain,
+    /// The system user who owns the virtual mailboxes, when there are any.
+    pub virtual_owner: Option<String>,
+    /// The part of the virtual mailbox template before its first variable: every virtual mailbox lies
+    /// below it, and [`crate::types::Virtual`] paths are given relative to it.
+    pub virtual_base: Option<PathBuf>,
+    /// Jobs at once.
+    pub jobs: u32,
+}
+
+/// For lookup.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LookupPart {
+    /// Our name; `postmaster` without a domain is at it.
+    pub hostname: Domain,
+    /// `[local]`
+    pub local: Option<Local>,
+    /// `[virtual]`
+    pub virtual_: Option<Virtual>,
+    /// `[relay]`
+    pub relay: Relay,
+    /// `[[route]]`
+    pub routes: Vec<Route>,
+}
+
+/// For auth.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AuthPart {
+    /// The file of names and password hashes.
+    pub users: Option<PathBuf>,
+}
+
+/// For keys: the key itself comes as a descriptor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeysPart {}
+
+/// For resolver.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResolverPart {
+    /// Servers to ask; empty for those of `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
+}
+
+/// For verify.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerifyPart {
+    /// Our name.
+    pub hostname: Domain,
+}
+
+impl Config {
+    /// smtpd's part.
+    pub fn smtpd(&self) -> SmtpdPart {
+        SmtpdPart {
+            hostname: self.hostname.clone(),
+            listen: self.listen.clone(),
+            limits: self.smtp.clone(),
+            tls: self.tls.is_some(),
+        }
+    }
+
+    /// queue-manager's part.
+    pub fn queue_manager(&self) -> QueuePart {
+        QueuePart {
+            hostname: self.hostname.clone(),
+            limits: self.queue.clone(),
+            connections: self.delivery.connections,
+            hops: self.smtp.hops,
+        }
+    }
+
+    /// delivery-remote's part.
+    pub fn delivery_remote(&self) -> RemotePart {
+        RemotePart { hostname: self.hostname.clone(), delivery: self.delivery.clone() }
+    }
+
+    /// lmtp's part.
+    pub fn lmtp(&self) -> LmtpPart {
+        LmtpPart { hostname: self.hostname.clone(), delivery: self.delivery.clone() }
+    }
+
+    /// delivery-local's part.
+    pub fn delivery_local(&self) -> LocalPart {
+        let virtual_ = self.virtual_.as_ref();
+        LocalPart {
+            hostname: self.hostname.clone(),
+            virtual_owner: virtual_.map(|v| v.owner.clone()),
+            virtual_base: virtual_.and_then(|v| v.mailbox.base()),
+            jobs: self.delivery.jobs,
+        }
+    }
+
+    /// lookup's part.
+    pub fn lookup(&self) -> LookupPart {
+        LookupPart {
+            hostname: self.hostname.clone(),
+            local: self.local.clone(),
+            virtual_: self.virtual_.clone(),
+            relay: self.relay.clone(),
+            routes: self.routes.clone(),
+        }
+    }
+
+    /// auth's part.
+    pub fn auth(&self) -> AuthPart {
+        AuthPart { users: self.auth_users.clone() }
+    }
+
+    /// keys' part.
+    pub fn keys(&self) -> KeysPart {
+        KeysPart {}
+    }
+
+    /// resolver's part.
+    pub fn resolver(&self) -> ResolverPart {
+        ResolverPart { servers: self.dns_servers.clone() }
+    }
+
+    /// verify's part.
+    pub fn verify(&self) -> VerifyPart {
+        VerifyPart { hostname: self.hostname.clone() }
+    }
+}

@@ -1,0 +1,281 @@
+//! The configuration as checked and understood: what [`crate::load`] returns.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use postern_address::{Domain, Mailbox};
+use serde::{Deserialize, Serialize};
+
+/// A whole, valid configuration. Every value is in place: defaults are filled in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// `hostname`: our name in the greeting, in Received lines and in message ids.
+    pub hostname: Domain,
+    /// `spool`, default `/var/spool/postern`.
+    pub spool: PathBuf,
+    /// `runtime`: control socket and pid file, default `/run/postern`.
+    pub runtime: PathBuf,
+    /// `log`, default syslog.
+    pub log: LogTarget,
+    /// `[[listen]]`, in the file's order.
+    pub listen: Vec<Listen>,
+    /// `[local]`: domains whose users have accounts here.
+    pub local: Option<Local>,
+    /// `[virtual]`: domains whose mailboxes lie under one base.
+    pub virtual_: Option<Virtual>,
+    /// `[relay]`.
+    pub relay: Relay,
+    /// `[[route]]`: the first that matches wins.
+    pub routes: Vec<Route>,
+    /// `[tls]`.
+    pub tls: Option<Tls>,
+    /// `[dns] servers`, default those of `/etc/resolv.conf`.
+    pub dns_servers: Vec<SocketAddr>,
+    /// `[auth] users`: `name:hash` lines.
+    pub auth_users: Option<PathBuf>,
+    /// `[smtp]`.
+    pub smtp: SmtpLimits,
+    /// `[queue]`.
+    pub queue: QueueLimits,
+    /// `[delivery]`.
+    pub delivery: Delivery,
+}
+
+/// Where log lines go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogTarget {
+    /// `syslog`: `/dev/log`, facility mail.
+    Syslog,
+    /// `text:stderr`
+    TextStderr,
+    /// `json:stderr`
+    JsonStderr,
+    /// `text:PATH`
+    TextFile(PathBuf),
+    /// `json:PATH`
+    JsonFile(PathBuf),
+}
+
+/// One `[[listen]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listen {
+    /// `address`: port 0 lets the kernel choose, and the log says which.
+    pub address: SocketAddr,
+    /// `service`
+    pub service: Service,
+}
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Service {
+    /// Mail from other hosts, usually port 25.
+    Smtp,
+    /// Mail from users, usually port 587 (RFC 6409).
+    Submission,
+    /// The same within TLS from the first byte, usually port 465 (RFC 8314).
+    Submissions,
+    /// LMTP (RFC 2033).
+    Lmtp,
+}
+
+/// `[local]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Local {
+    /// `domains`; never empty.
+    pub domains: Vec<Domain>,
+    /// `mailbox`, default `maildir:~/Maildir`.
+    pub mailbox: MailboxTemplate,
+    /// `aliases`: a file in the form of `/etc/aliases`; none when not set.
+    pub aliases: Option<PathBuf>,
+}
+
+/// `[virtual]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Virtual {
+    /// `domains`; never empty, none of them also in `[local]`.
+    pub domains: Vec<Domain>,
+    /// `mailbox`: `{domain}` and `{local}` stand for the recipient's. `maildir:` and `mbox:` need an
+    /// absolute path.
+    pub mailbox: MailboxTemplate,
+    /// `users`
+    pub users: UserSet,
+    /// `owner`: the system user who owns the mailboxes, default `postern-mail`. Not used without root.
+    pub owner: String,
+}
+
+/// Who exists in the virtual domains.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UserSet {
+    /// `"*"`: every name.
+    All,
+    /// A list of mailboxes in the file.
+    Listed(Vec<Mailbox>),
+    /// A table keyed by mailbox.
+    Table(Table),
+}
+
+/// A table outside the configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Table {
+    /// `text:PATH`: a key, blanks, a value, one a line; `#` begins a comment.
+    Text(PathBuf),
+}
+
+/// A mailbox with variables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MailboxTemplate {
+    /// `maildir:PATH`; `~` at the beginning is the user's home, `{user}` the login name.
+    Maildir(String),
+    /// `mbox:PATH`
+    Mbox(String),
+    /// `lmtp:unix:PATH`, `lmtp:host:port`, `lmtp:[address]:port`: hand the mail to that server.
+    Lmtp(LmtpServer),
+}
+
+/// `[relay]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relay {
+    /// `networks`: who may relay without a password. Default: nobody.
+    pub networks: Vec<IpNet>,
+    /// `domains` we are a backup MX for.
+    pub domains: Vec<Domain>,
+}
+
+/// One `[[route]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// `domain`: `example.org` that domain, `.example.org` all below it, `*` every one.
+    pub domain: RoutePattern,
+    /// `via`
+    pub via: Via,
+}
+
+/// Which recipient domains a route is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RoutePattern {
+    /// That domain alone.
+    Domain(Domain),
+    /// Every name below it, not itself.
+    Below(Domain),
+    /// Every domain.
+    Any,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Via {
+    /// `smtp:[10.1.2.3]:2525`, `smtp:[host.example]` (port 25, no MX), `smtp:domain.example` (by MX).
+    Smtp(Nexthop),
+    /// `lmtp:unix:PATH`, `lmtp:[address]:port`, `lmtp:host:port`.
+    Lmtp(LmtpServer),
+    /// `local`: as if the domain were in `[local]`.
+    Local,
+    /// `virtual`: as if it were in `[virtual]`.
+    Virtual,
+    /// `discard`
+    Discard,
+    /// `error:5.1.1 text`, `error:4.2.0 text`
+    Error(EnhancedStatus, String),
+}
+
+/// `class.subject.detail`, class 4 or 5 (RFC 3463).
+pub type EnhancedStatus = (u8, u16, u16);
+
+/// Which host to relay to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Nexthop {
+    /// By the domain's MX records (RFC 5321 §5.1), port 25.
+    Mx(Domain),
+    /// `[host]:port`: the host's addresses, no MX.
+    Host {
+        /// The name.
+        host: Domain,
+        /// The TCP port.
+        port: u16,
+    },
+    /// `[address]:port`.
+    Address(SocketAddr),
+}
+
+/// Where an LMTP server listens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum LmtpServer {
+    /// A Unix socket's path.
+    Unix(String),
+    /// By TCP.
+    Tcp(Nexthop),
+}
+
+/// `[tls]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    /// `certificate`: PEM chain, the host's first.
+    pub certificate: PathBuf,
+    /// `key`: PEM private key.
+    pub key: PathBuf,
+}
+
+/// `[smtp]`: what one smtpd worker takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SmtpLimits {
+    /// `workers`, default the number of cores, at most 64.
+    pub workers: u16,
+    /// `message-size`, octets, default 50 MiB (SIZE, RFC 1870).
+    pub message_size: u64,
+    /// `recipients` of one message, default 1000.
+    pub recipients: u32,
+    /// `sessions` of one worker at once, default 10,000.
+    pub sessions: u32,
+    /// `line-length` of text, octets, default 64 KiB: longer lines are refused.
+    pub line_length: u32,
+    /// `command-timeout`, default 5 min (RFC 5321 §4.5.3.2).
+    pub command_timeout: Duration,
+    /// `data-timeout` between two pieces of content, default 3 min.
+    pub data_timeout: Duration,
+    /// `session-time` in all, default 1 h.
+    pub session_time: Duration,
+    /// `errors` until the session is closed with 421, default 20.
+    pub errors: u32,
+    /// `hops`: Received lines until a message counts as looping, default 100.
+    pub hops: u32,
+}
+
+/// `[queue]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueLimits {
+    /// `lifetime` until a deferred message is bounced, default 5 d.
+    pub lifetime: Duration,
+    /// `bounce-lifetime`, default 1 d: bounces are given up earlier.
+    pub bounce_lifetime: Duration,
+    /// `retry-first`, default 5 min.
+    pub retry_first: Duration,
+    /// `retry-most`, default 1 h 10 min.
+    pub retry_most: Duration,
+}
+
+/// `[delivery]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// `connections` to one destination at once, default 20.
+    pub connections: u32,
+    /// `jobs` of one agent at once, default 200.
+    pub jobs: u32,
+    /// `connect-timeout`, default 30 s.
+    pub connect_timeout: Duration,
+    /// `reply-timeout`, default 5 min.
+    pub reply_timeout: Duration,
+    /// `idle-timeout` of a connection kept for reuse, default 5 s.
+    pub idle_timeout: Duration,
+}
+
+impl MailboxTemplate {
+    /// The directory before the first variable: the base under which every mailbox of it lies. None for
+    /// LMTP.
+    pub fn base(&self) -> Option<PathBuf> {
+        let (Self::Maildir(path) | Self::Mbox(path)) = self else { return None };
+        let constant = path.split('{').next().unwrap_or_default();
+        Some(PathBuf::from(&constant[..constant.rfind('/').map_or(0, |at| at + 1)]))
+    }
+}

@@ -1,0 +1,3 @@
+//! postern-message
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! The client side: greeting to QUIT, for SMTP (RFC 5321) and LMTP (RFC 2033).

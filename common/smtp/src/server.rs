@@ -1,0 +1,1 @@
+//! The server side: framing, commands, the session (RFC 5321).

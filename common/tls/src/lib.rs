@@ -1,0 +1,3 @@
+//! postern-tls
+
+#![forbid(unsafe_code)]

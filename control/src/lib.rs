@@ -1,0 +1,3 @@
+//! postern-control
+
+#![forbid(unsafe_code)]

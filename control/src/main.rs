@@ -1,0 +1,5 @@
+//! postern-control
+
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! postern-delivery-local
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,5 @@
+//! postern-delivery-local
+
+#![forbid(unsafe_code)]
+
+fn main() {}

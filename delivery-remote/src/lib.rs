@@ -1,0 +1,3 @@
+//! postern-delivery-remote
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,5 @@
+//! postern-delivery-remote
+
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! postern-lmtp
+
+#![forbid(unsafe_code)]

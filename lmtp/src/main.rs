@@ -1,0 +1,5 @@
+//! postern-lmtp
+
+#![forbid(unsafe_code)]
+
+fn main() {}

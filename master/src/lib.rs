@@ -1,0 +1,3 @@
+//! postern-master
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,5 @@
+//! postern-master
+
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! postern-queue-manager
+
+#![forbid(unsafe_code)]

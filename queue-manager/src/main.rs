@@ -1,0 +1,5 @@
+//! postern-queue-manager
+
+#![forbid(unsafe_code)]
+
+fn main() {}

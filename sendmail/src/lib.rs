@@ -1,0 +1,3 @@
+//! postern-sendmail
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,5 @@
+//! postern-sendmail
+
+#![forbid(unsafe_code)]
+
+fn main() {}

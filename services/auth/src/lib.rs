@@ -1,0 +1,3 @@
+//! postern-auth
+
+#![forbid(unsafe_code)]

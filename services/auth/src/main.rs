@@ -1,0 +1,5 @@
+//! postern-auth
+
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! postern-keys
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,5 @@
+//! postern-keys
+
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! postern-lookup
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,5 @@
+//! postern-lookup
+
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! postern-resolver
+
+#![forbid(unsafe_code)]

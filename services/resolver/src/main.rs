@@ -1,0 +1,5 @@
+//! postern-resolver
+
+#![forbid(unsafe_code)]
+
+fn main() {}

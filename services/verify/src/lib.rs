@@ -1,0 +1,3 @@
+//! postern-verify
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,5 @@
+//! postern-verify
+
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! postern-smtpd
+
+#![forbid(unsafe_code)]

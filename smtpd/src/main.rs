@@ -1,0 +1,5 @@
+//! postern-smtpd
+
+#![forbid(unsafe_code)]
+
+fn main() {}

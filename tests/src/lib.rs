@@ -1,0 +1,3 @@
+//! postern-tests
+
+#![forbid(unsafe_code)]
