@@ -1,0 +1,79 @@
+# What a person types. `make run` is a mail system at your desk, `make test` shows that it works.
+.DELETE_ON_ERROR:
+.PHONY: all run build release test check audit users install uninstall clean-run help
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+CARGO   ?= cargo
+PORT    ?= 2525
+JOBS    ?=
+
+PROGRAMS = master smtpd queue-manager delivery-remote delivery-local lmtp lookup auth keys resolver verify
+LIBEXEC  = $(PREFIX)/libexec/postern
+cargo    = $(CARGO) $(1) --locked $(if $(JOBS),-j$(JOBS))
+
+all: build
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+run: build ## a whole mail system in the foreground, in run/, on 127.0.0.1:$(PORT); root is not needed
+	@PORT=$(PORT) etc/desk
+
+clean-run: ## forget what `make run` left in run/
+	rm -rf run
+
+build: ## every program, for daily work
+	$(call cargo,build) --workspace --bins
+
+release: ## every program, for use
+	$(call cargo,build) --workspace --bins --release
+
+# The system tests start the programs, so they are built first: `cargo test` alone would leave old ones.
+test: build ## everything: unit, property and system tests
+	@tests/install-packages
+	@if [ "$$(id -u)" -eq 0 ]; then etc/users; fi
+	@skipped=$$(mktemp); status=0; \
+	POSTERN_SKIPPED=$$skipped POSTERN_BIN=$(CURDIR)/target/debug $(call cargo,test) --workspace || status=$$?; \
+	if [ -s $$skipped ]; then sort -u $$skipped >&2; echo "SKIPPED: $$(sort -u $$skipped | wc -l) tests, see above" >&2; fi; \
+	rm -f $$skipped; exit $$status
+
+check: ## format, lints, documentation, manual pages
+	$(CARGO) fmt --all --check
+	$(call cargo,clippy) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(call cargo,doc) --workspace --no-deps --document-private-items
+	@tests/install-packages mandoc
+	@if command -v mandoc >/dev/null; then mandoc -Tlint -Wwarning docs/man/*.[1-8]; \
+	else echo "SKIPPED: mandoc is not installed" >&2; fi
+
+audit: ## licences, sources and duplicates of the dependencies (needs cargo-deny)
+	$(CARGO) deny --offline --locked check bans licenses sources
+
+users: ## the system users, as root
+	etc/users
+
+install: release ## into DESTDIR/PREFIX; as root also makes the users
+	install -d $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)/etc/postern
+	install -m 755 target/release/postern $(PROGRAMS:%=target/release/postern-%) $(DESTDIR)$(LIBEXEC)
+	ln -sf ../libexec/postern/postern $(DESTDIR)$(PREFIX)/sbin/postern
+	install -m 755 target/release/sendmail $(DESTDIR)$(PREFIX)/sbin/sendmail
+	ln -sf ../sbin/sendmail $(DESTDIR)$(PREFIX)/bin/mailq
+	ln -sf ../sbin/sendmail $(DESTDIR)$(PREFIX)/bin/newaliases
+	install -m 644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 docs/man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 docs/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	sed 's,@PREFIX@,$(PREFIX),' etc/postern.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/postern.service
+	install -m 644 etc/postern.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/postern.conf
+	@if [ "$$(id -u)" -eq 0 ] && [ -z "$(DESTDIR)" ]; then \
+		etc/users; chgrp postern-drop $(PREFIX)/sbin/sendmail; chmod 2755 $(PREFIX)/sbin/sendmail; \
+	else echo "To do as root: etc/users; chgrp postern-drop and chmod 2755 $(PREFIX)/sbin/sendmail"; fi
+
+uninstall: ## what install put there; configuration, spool and users stay
+	rm -rf $(DESTDIR)$(LIBEXEC)
+	rm -f $(DESTDIR)$(PREFIX)/sbin/postern $(DESTDIR)$(PREFIX)/sbin/sendmail \
+		$(DESTDIR)$(PREFIX)/bin/mailq $(DESTDIR)$(PREFIX)/bin/newaliases \
+		$(DESTDIR)$(PREFIX)/lib/systemd/system/postern.service $(DESTDIR)$(PREFIX)/lib/sysusers.d/postern.conf
+	for page in docs/man/*.[1-8]; do \
+		rm -f "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}"; done
