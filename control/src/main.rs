@@ -1,5 +1,9 @@
-//! postern-control
+//! postern: see the library.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    postern_control::main()
+}

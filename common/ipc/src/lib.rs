@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod caller;
 pub mod control;
 mod frame;
 mod link;
@@ -32,6 +33,7 @@ pub mod smtpd_verify;
 pub mod supervise;
 pub mod topology;
 
+pub use caller::{AskError, ask};
 pub use frame::{FrameError, MAX_CONFIG, MAX_FRAME, decode, decode_config, encode, encode_config};
 pub use link::{Link, LinkError, RequestId, blocking};
 pub use role::{Peer, Role};

@@ -91,6 +91,14 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
         }
     }
 
+    /// Gives the socket back, to be passed to another program; refused while something waits for the peer.
+    pub fn into_socket(self) -> Result<OwnedFd, LinkError> {
+        if self.wants_write() {
+            return Err(LinkError::Io(io::ErrorKind::WouldBlock.into()));
+        }
+        Ok(self.socket)
+    }
+
     /// Something waits for the peer.
     pub fn wants_write(&self) -> bool {
         !self.waiting.is_empty()

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, recvmsg, sendmsg};
 
 /// Most descriptors in one packet; the kernel's own limit is 253.
 const DESCRIPTORS_MAX: usize = 32;
@@ -38,6 +38,15 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
         return Err(io::Error::new(io::ErrorKind::InvalidData, "packet over the limit"));
     }
     Ok((message.bytes, descriptors))
+}
+
+/// The next connection of a listening socket, non-blocking and closed on exec. `WouldBlock` when there is
+/// none.
+pub fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let raw = nix::sys::socket::accept4(listener.as_raw_fd(), flags)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 /// Takes a descriptor that the parent process left open for us, by its number. None when it is not open
@@ -78,7 +87,7 @@ mod tests {
     use std::io::Read;
     use std::os::fd::AsFd;
 
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::sys::socket::{AddressFamily, SockType, socketpair};
 
     use super::*;
 

@@ -9,5 +9,5 @@
 mod descriptors;
 mod process;
 
-pub use descriptors::{inherited, receive, sealed_file, send};
-pub use process::{ForkError, Forked, execute_attempt, fork_single_threaded, spawn};
+pub use descriptors::{accept, inherited, receive, sealed_file, send};
+pub use process::{ForkError, Forked, execute_attempt, fork_single_threaded, spawn, trace_attempt};

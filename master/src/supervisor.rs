@@ -1,0 +1,565 @@
+//! The loop: signals, children, the control socket.
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use postern_config::Config;
+use postern_event::{Event, Level, Log, LogKind};
+use postern_ipc::control::{ProgramStatus, Reply, Request};
+use postern_ipc::supervise::{Attempt, FromChild, ToChild};
+use postern_ipc::{LinkError, Peer, Role, blocking, topology};
+
+use crate::child::{self, Child, Running};
+use crate::control_socket::{Connection, ControlSocket};
+use crate::gather::{Gather, Subject};
+use crate::notify::notify;
+use crate::resources::{self, Resources};
+use crate::{Fatal, identity};
+
+/// What `postern --version` says.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+const SIGNALS: Token = Token(0);
+const CONTROL: Token = Token(1);
+const FIRST_CHILD: usize = 2;
+const FIRST_CONNECTION: usize = 1 << 16;
+
+/// The order in which programs are stopped: first nothing new comes in, then what is being delivered is
+/// finished with the agents' help, then the rest goes. A stage that takes longer than its patience is
+/// killed; nothing is lost by it.
+const STAGES: [(fn(Role) -> bool, Duration); 3] = [
+    (|role| role == Role::Smtpd, Duration::from_secs(15)),
+    (|role| role == Role::QueueManager, Duration::from_secs(20)),
+    (|_| true, Duration::from_secs(15)),
+];
+
+/// The running system.
+pub(crate) struct Supervisor {
+    config_path: PathBuf,
+    config: Config,
+    programs: PathBuf,
+    resources: Resources,
+    log: Log,
+    log_descriptor: OwnedFd,
+    log_kind: LogKind,
+    poll: Poll,
+    signals: SignalFd,
+    control: ControlSocket,
+    connections: HashMap<Token, Connection>,
+    next_connection: usize,
+    children: Vec<Child>,
+    gathers: Vec<Gather>,
+    began: Instant,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    /// Some program has not served yet since the start.
+    Starting,
+    Running,
+    /// In this stage of [`STAGES`] until this instant; a failed start ends with status 1.
+    Stopping { stage: usize, kill_at: Instant, failed: bool },
+}
+
+impl Supervisor {
+    /// Opens everything and starts every program.
+    pub(crate) fn start(config_path: &Path, config: Config) -> Result<Self, Fatal> {
+        let began = Instant::now();
+        // Modes are given by those who make files; this keeps the world out where they forget.
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o007));
+        let (log_descriptor, log_kind) = resources::log(&config.log)?;
+        let own = log_descriptor.try_clone().map_err(|e| Fatal::because("log", e))?;
+        let mut log = Log::new(own, log_kind, Role::Master.name());
+        let resources = Resources::open(&config)?;
+        let control = ControlSocket::open(&config.runtime)?;
+        let poll = Poll::new().map_err(|e| Fatal::because("event loop", e))?;
+        let signals = signals()?;
+        watch(&poll, &signals, SIGNALS)?;
+        watch(&poll, control.descriptor(), CONTROL)?;
+        let path = config_path.display().to_string();
+        log.emit(&Event::Started { version: VERSION, configuration: &path });
+        for (listen, address) in config.listen.iter().zip(resources.addresses()) {
+            let address = address.map_err(|e| Fatal::because("listener", e))?;
+            log.emit(&Event::Listening { address, service: resources::service_name(listen.service) });
+        }
+        let children = child::peers(&config).map(|peer| Child::new(peer, began)).collect();
+        Ok(Self {
+            config_path: config_path.to_owned(),
+            programs: programs()?,
+            config,
+            resources,
+            log,
+            log_descriptor,
+            log_kind,
+            poll,
+            signals,
+            control,
+            connections: HashMap::new(),
+            next_connection: FIRST_CONNECTION,
+            children,
+            gathers: Vec::new(),
+            began,
+            phase: Phase::Starting,
+        })
+    }
+
+    /// Turns until the system is down.
+    pub(crate) fn supervise(mut self) -> Result<(), Fatal> {
+        let mut events = Events::with_capacity(256);
+        loop {
+            self.keep_time()?;
+            self.log.flush();
+            if let Phase::Stopping { failed, .. } = self.phase
+                && self.children.iter().all(|child| child.running.is_none())
+            {
+                self.log.emit(&Event::Stopped);
+                self.log.flush();
+                return if failed { Err(Fatal("the system did not start: see the log".into())) } else { Ok(()) };
+            }
+            let patience = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+            match self.poll.poll(&mut events, patience.map(|p| p + Duration::from_millis(1))) {
+                Err(e) if e.kind() != std::io::ErrorKind::Interrupted => return Err(Fatal::because("event loop", e)),
+                _ => {}
+            }
+            for token in events.iter().map(|event| event.token()).collect::<Vec<_>>() {
+                match token {
+                    SIGNALS => self.take_signals(),
+                    CONTROL => self.take_callers(),
+                    Token(n) if n >= FIRST_CONNECTION => self.hear_caller(token),
+                    Token(n) => self.hear_child(n - FIRST_CHILD),
+                }
+            }
+        }
+    }
+
+    // Time.
+
+    fn deadline(&self) -> Option<Instant> {
+        let restarts = self.children.iter().filter_map(|child| child.restart_at);
+        let gathers = self.gathers.iter().map(Gather::deadline);
+        let kill = match self.phase {
+            Phase::Stopping { kill_at, .. } => Some(kill_at),
+            _ => None,
+        };
+        restarts.chain(gathers).chain(kill).min()
+    }
+
+    fn keep_time(&mut self) -> Result<(), Fatal> {
+        let now = Instant::now();
+        for place in 0..self.children.len() {
+            if self.children[place].restart_at.is_some_and(|at| at <= now) {
+                self.start_child(place)?;
+            }
+        }
+        while let Some(n) = self.gathers.iter_mut().position(|gather| gather.is_over(now)) {
+            let gather = self.gathers.swap_remove(n);
+            self.conclude(gather);
+        }
+        if let Phase::Stopping { stage, kill_at, failed } = self.phase {
+            let (chosen, _) = STAGES[stage];
+            let mut left = self.children.iter_mut().filter(|c| chosen(c.peer.role) && c.running.is_some()).peekable();
+            if left.peek().is_none() && stage + 1 < STAGES.len() {
+                self.stop_stage(stage + 1, failed);
+            } else if kill_at <= now {
+                for running in left.filter_map(|child| child.running.as_mut()) {
+                    // Already dead is as good.
+                    let _ = running.process.kill();
+                }
+                self.phase = Phase::Stopping { stage, kill_at: now + Duration::from_secs(5), failed };
+            }
+        }
+        Ok(())
+    }
+
+    // Children.
+
+    fn start_child(&mut self, place: usize) -> Result<(), Fatal> {
+        let peer = self.children[place].peer;
+        self.children[place].restart_at = None;
+        let failed = |e: &dyn std::fmt::Display| Fatal(format!("cannot start postern-{peer}: {e}"));
+        let mut running = Running::execute(&self.programs, peer.role).map_err(|e| failed(&e))?;
+        let mut descriptors = vec![
+            child::part(&self.config, peer.role).map_err(|e| failed(&e))?,
+            self.log_descriptor.try_clone().map_err(|e| failed(&e))?,
+        ];
+        let (handles, handed): (Vec<_>, Vec<_>) =
+            self.resources.handles(peer.role).map_err(|e| failed(&e))?.into_iter().unzip();
+        descriptors.extend(handed);
+        let start = ToChild::Start { me: peer, handles, identity: identity::of(peer.role)?, log: self.log_kind };
+        running.link.send_with(&start, descriptors).map_err(|e| failed(&e))?;
+        watch(&self.poll, &running.link, Token(FIRST_CHILD + place))?;
+        let pid = running.process.id();
+        self.children[place].running = Some(running);
+        self.log.emit(&Event::ProgramStarted { program: &peer.to_string(), pid });
+        self.wire(place).map_err(|e| failed(&e))
+    }
+
+    /// Connects a program that has just been started with every neighbour that lives. One that does not
+    /// live yet is connected when it is started.
+    fn wire(&mut self, place: usize) -> std::io::Result<()> {
+        let me = self.children[place].peer;
+        for neighbour in topology::neighbours(me.role) {
+            for other in 0..self.children.len() {
+                if self.children[other].peer.role != neighbour || self.children[other].running.is_none() {
+                    continue;
+                }
+                let (mine, theirs) = blocking::pair()?;
+                let peer = self.children[other].peer;
+                self.tell(place, &ToChild::Linked(peer), vec![mine]);
+                self.tell(other, &ToChild::Linked(me), vec![theirs]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says something to a program. One that cannot be told is dying: its death will be seen.
+    fn tell(&mut self, place: usize, message: &ToChild, descriptors: Vec<OwnedFd>) {
+        let Some(running) = &mut self.children[place].running else { return };
+        if let Err(error) = running.link.send_with(message, descriptors)
+            && !matches!(error, LinkError::Closed)
+        {
+            let peer = self.children[place].peer;
+            self.log.note(Level::Error, None, &format!("cannot tell {peer}: {error}"));
+        }
+    }
+
+    fn hear_child(&mut self, place: usize) {
+        loop {
+            let Some(running) = self.children.get_mut(place).and_then(|child| child.running.as_mut()) else { return };
+            let heard = running.link.flush().and_then(|()| running.link.receive());
+            match heard {
+                Ok(None) => return,
+                Ok(Some((FromChild::Ready, _))) => {
+                    running.ready = true;
+                    self.check_ready();
+                }
+                Ok(Some((FromChild::LogBroken, _))) => self.reopen_log(place),
+                Ok(Some((answer, _))) => self.gathers.iter_mut().for_each(|gather| gather.answer(place, &answer)),
+                // It is dying, and its death will be seen; the socket would wake us until then.
+                Err(error) => {
+                    let _ = self.poll.registry().deregister(&mut SourceFd(&running.link.as_raw_fd()));
+                    if !matches!(error, LinkError::Closed) {
+                        let peer = self.children[place].peer;
+                        self.log.note(Level::Error, None, &format!("{peer} on its control socket: {error}"));
+                        self.kill(place);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn kill(&mut self, place: usize) {
+        if let Some(running) = &mut self.children[place].running {
+            // Already dead is as good.
+            let _ = running.process.kill();
+        }
+    }
+
+    fn check_ready(&mut self) {
+        let all = self.children.iter().all(|child| child.running.as_ref().is_some_and(|running| running.ready));
+        if self.phase == Phase::Starting && all {
+            self.phase = Phase::Running;
+            self.log.emit(&Event::Ready { milliseconds: self.began.elapsed().as_millis() as u64 });
+            if let Err(error) = notify("READY=1") {
+                self.log.note(Level::Warning, None, &format!("cannot tell NOTIFY_SOCKET that we serve: {error}"));
+            }
+        }
+    }
+
+    fn bury_the_dead(&mut self) {
+        let now = Instant::now();
+        for place in 0..self.children.len() {
+            let child = &mut self.children[place];
+            let Some(running) = &mut child.running else { continue };
+            let status = match running.process.try_wait() {
+                Ok(Some(status)) => status,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.log.note(Level::Error, None, &format!("waiting for {}: {error}", child.peer));
+                    continue;
+                }
+            };
+            let (pid, started) = (running.process.id(), running.started);
+            child.running = None;
+            self.gathers.iter_mut().for_each(|gather| gather.died(place));
+            if matches!(self.phase, Phase::Stopping { .. }) {
+                continue;
+            }
+            let wait = child.backoff.died(started, now);
+            child.restart_at = Some(now + wait);
+            child.restarts += 1;
+            let (program, how) = (child.peer.to_string(), status.to_string());
+            let restart_in_ms = wait.as_millis() as u64;
+            self.log.emit(&Event::ProgramDied { program: &program, pid, how: &how, restart_in_ms });
+            if self.phase == Phase::Starting {
+                self.log.note(Level::Fatal, None, &format!("{program} did not start: giving up"));
+                self.begin_stop(true);
+            }
+        }
+    }
+
+    fn reopen_log(&mut self, place: usize) {
+        match resources::log(&self.config.log).and_then(|(log, _)| {
+            self.log.replace(log.try_clone().map_err(|e| Fatal::because("log", e))?);
+            self.log_descriptor = log.try_clone().map_err(|e| Fatal::because("log", e))?;
+            Ok(log)
+        }) {
+            // A commit of nothing prepared changes the log alone.
+            Ok(log) => self.tell(place, &ToChild::Commit, vec![log]),
+            Err(error) => self.log.note(Level::Warning, None, &format!("cannot open the log anew: {error}")),
+        }
+    }
+
+    // Signals.
+
+    fn take_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            match Signal::try_from(signal.ssi_signo as i32) {
+                Ok(Signal::SIGCHLD) => self.bury_the_dead(),
+                Ok(Signal::SIGHUP) => self.begin_reload(None),
+                Ok(Signal::SIGTERM | Signal::SIGINT) => self.begin_stop(false),
+                _ => {}
+            }
+        }
+    }
+
+    fn begin_stop(&mut self, failed: bool) {
+        if matches!(self.phase, Phase::Stopping { .. }) {
+            return;
+        }
+        self.log.emit(&Event::Stopping);
+        // Whoever started us may not listen; the stop goes on.
+        let _ = notify("STOPPING=1");
+        self.children.iter_mut().for_each(|child| child.restart_at = None);
+        self.stop_stage(0, failed);
+    }
+
+    fn stop_stage(&mut self, stage: usize, failed: bool) {
+        let (chosen, patience) = STAGES[stage];
+        self.phase = Phase::Stopping { stage, kill_at: Instant::now() + patience, failed };
+        for place in 0..self.children.len() {
+            if chosen(self.children[place].peer.role) {
+                self.tell(place, &ToChild::Stop, Vec::new());
+            }
+        }
+    }
+
+    // Reload.
+
+    fn begin_reload(&mut self, connection: Option<Token>) {
+        if let Err(why) = self.try_begin_reload(connection) {
+            self.log.emit(&Event::Reloaded { outcome: Err(&why) });
+            self.answer(connection, Reply::Refused(why));
+        }
+    }
+
+    fn try_begin_reload(&mut self, connection: Option<Token>) -> Result<(), String> {
+        if self.phase != Phase::Running {
+            return Err("the system is starting or stopping".into());
+        }
+        if self.gathers.iter().any(|gather| matches!(gather.subject, Subject::Reload(..))) {
+            return Err("another reload is under way".into());
+        }
+        let config = postern_config::load(&self.config_path).map_err(|e| e.to_string())?;
+        if let Some(what) = fixed_part_that_differs(&self.config, &config) {
+            return Err(format!("{what} cannot change while the system runs: stop it and start it again"));
+        }
+        let (log, _) = resources::log(&config.log).map_err(|e| e.to_string())?;
+        for place in 0..self.children.len() {
+            let role = self.children[place].peer.role;
+            let part = child::part(&config, role).map_err(|e| e.to_string())?;
+            self.tell(place, &ToChild::Prepare, vec![part]);
+        }
+        let subject = Subject::Reload(Box::new((config, log)), Vec::new());
+        self.gathers.push(Gather::new(connection, subject, 0..self.children.len(), Instant::now()));
+        Ok(())
+    }
+
+    fn finish_reload(&mut self, connection: Option<Token>, config: Config, log: OwnedFd, refusals: Vec<(usize, String)>) {
+        if !refusals.is_empty() {
+            let words: Vec<_> =
+                refusals.iter().map(|(place, why)| format!("{}: {why}", self.children[*place].peer)).collect();
+            (0..self.children.len()).for_each(|place| self.tell(place, &ToChild::Abort, Vec::new()));
+            self.log.emit(&Event::Reloaded { outcome: Err(&words.join("; ")) });
+            self.answer(connection, Reply::Refused(words.join("; ")));
+            return;
+        }
+        for place in 0..self.children.len() {
+            let log = log.try_clone().into_iter().collect();
+            self.tell(place, &ToChild::Commit, log);
+        }
+        if let Ok(own) = log.try_clone() {
+            self.log.replace(own);
+        }
+        self.log_descriptor = log;
+        self.config = config;
+        self.log.emit(&Event::Reloaded { outcome: Ok(()) });
+        self.answer(connection, Reply::Done("configuration reloaded".into()));
+    }
+
+    // The control socket.
+
+    fn take_callers(&mut self) {
+        loop {
+            match self.control.accept() {
+                Ok(None) => return,
+                Ok(Some(connection)) => {
+                    let token = Token(self.next_connection);
+                    self.next_connection += 1;
+                    if watch(&self.poll, &connection.link, token).is_ok() {
+                        self.connections.insert(token, connection);
+                    }
+                }
+                Err(error) => {
+                    self.log.note(Level::Warning, None, &format!("control socket: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hear_caller(&mut self, token: Token) {
+        loop {
+            let Some(connection) = self.connections.get_mut(&token) else { return };
+            match connection.link.flush().and_then(|()| connection.link.receive()) {
+                Ok(None) => return,
+                Ok(Some((request, _))) => self.serve(token, request),
+                // It has heard enough, or spoke nonsense.
+                Err(_) => drop(self.connections.remove(&token)),
+            }
+        }
+    }
+
+    fn serve(&mut self, token: Token, request: Request) {
+        let may_change = self.connections.get(&token).is_some_and(|connection| connection.may_change);
+        if !may_change && request != Request::Status {
+            return self.answer(Some(token), Reply::Refused("only root and Postern's own user may do this".into()));
+        }
+        match request {
+            Request::Status => self.ask_all(token, Subject::Status(Vec::new()), || ToChild::Ping),
+            Request::Probe(attempts) => {
+                self.ask_all(token, Subject::Probe(Vec::new()), || ToChild::Probe(attempts.clone()));
+            }
+            Request::Reload => self.begin_reload(Some(token)),
+            // The connection closes when we end: that is the answer.
+            Request::Stop => self.begin_stop(false),
+            Request::Queue(request) => {
+                let place = self.place_of(Peer::only(Role::QueueManager));
+                let (Some(place), Some(connection)) = (place, self.connections.remove(&token)) else { return };
+                match connection.link.into_socket() {
+                    Ok(socket) => self.tell(place, &ToChild::Control { may_change, request }, vec![socket]),
+                    Err(error) => self.log.note(Level::Warning, None, &format!("control socket: {error}")),
+                }
+            }
+        }
+    }
+
+    fn ask_all(&mut self, token: Token, subject: Subject, question: impl Fn() -> ToChild) {
+        let living: Vec<usize> =
+            (0..self.children.len()).filter(|&place| self.children[place].running.is_some()).collect();
+        living.iter().for_each(|&place| self.tell(place, &question(), Vec::new()));
+        self.gathers.push(Gather::new(Some(token), subject, living.into_iter(), Instant::now()));
+    }
+
+    fn conclude(&mut self, gather: Gather) {
+        match gather.subject {
+            Subject::Status(mut counters) => {
+                let status = |(place, child): (usize, &Child)| ProgramStatus {
+                    program: child.peer.to_string(),
+                    pid: child.pid(),
+                    started: child.running.as_ref().map(|r| r.started_at).unwrap_or_default(),
+                    restarts: child.restarts,
+                    counters: counters
+                        .iter_mut()
+                        .find(|(at, _)| *at == place)
+                        .map(|(_, counters)| std::mem::take(counters))
+                        .unwrap_or_default(),
+                };
+                let programs: Vec<_> = self.children.iter().enumerate().map(status).collect();
+                // A frame holds some dozens of programs.
+                for some in programs.chunks(16) {
+                    self.say(gather.connection, &Reply::Programs(some.to_vec()));
+                }
+                self.say(gather.connection, &Reply::End);
+            }
+            Subject::Probe(outcomes) => {
+                for (place, attempts) in outcomes {
+                    self.say(gather.connection, &probed(self.children[place].peer, attempts));
+                }
+                self.say(gather.connection, &Reply::End);
+            }
+            Subject::Reload(new, refusals) => self.finish_reload(gather.connection, new.0, new.1, refusals),
+        }
+    }
+
+    /// One reply and the end.
+    fn answer(&mut self, connection: Option<Token>, reply: Reply) {
+        self.say(connection, &reply);
+        self.say(connection, &Reply::End);
+    }
+
+    fn say(&mut self, connection: Option<Token>, reply: &Reply) {
+        let Some(token) = connection else { return };
+        if let Some(connection) = self.connections.get_mut(&token)
+            && connection.link.send(reply).is_err()
+        {
+            self.connections.remove(&token);
+        }
+    }
+
+    fn place_of(&self, peer: Peer) -> Option<usize> {
+        self.children.iter().position(|child| child.peer == peer)
+    }
+}
+
+fn probed(peer: Peer, attempts: Vec<(Attempt, Result<(), i32>)>) -> Reply {
+    Reply::Probed { program: peer.to_string(), attempts }
+}
+
+/// What a reload cannot change, if the configurations differ in it.
+fn fixed_part_that_differs(old: &Config, new: &Config) -> Option<&'static str> {
+    let base = |config: &Config| config.virtual_.as_ref().and_then(|v| v.mailbox.base());
+    [
+        ("spool", old.spool != new.spool),
+        ("runtime", old.runtime != new.runtime),
+        ("[[listen]]", old.listen != new.listen),
+        ("[smtp] workers", old.smtp.workers != new.smtp.workers),
+        ("[tls]", old.tls != new.tls),
+        ("[virtual] mailbox or owner", base(old) != base(new) || owner(old) != owner(new)),
+        ("the kind of log", std::mem::discriminant(&old.log) != std::mem::discriminant(&new.log)),
+    ]
+    .into_iter()
+    .find_map(|(what, differs)| differs.then_some(what))
+}
+
+fn owner(config: &Config) -> Option<&str> {
+    config.virtual_.as_ref().map(|v| v.owner.as_str())
+}
+
+/// Where the programs lie: beside this one.
+fn programs() -> Result<PathBuf, Fatal> {
+    let own = std::env::current_exe().map_err(|e| Fatal::because("finding the programs", e))?;
+    own.parent().map(Path::to_owned).ok_or_else(|| Fatal("finding the programs: no directory".into()))
+}
+
+/// Signals become readable instead of interrupting.
+fn signals() -> Result<SignalFd, Fatal> {
+    let failed = |e| Fatal::because("signals", e);
+    let wanted: SigSet = [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    wanted.thread_block().map_err(failed)?;
+    SignalFd::with_flags(&wanted, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map_err(failed)
+}
+
+fn watch(poll: &Poll, descriptor: &impl AsRawFd, token: Token) -> Result<(), Fatal> {
+    let both = Interest::READABLE | Interest::WRITABLE;
+    let registered = poll.registry().register(&mut SourceFd(&descriptor.as_raw_fd()), token, both);
+    registered.map_err(|e| Fatal::because("event loop", e))
+}
