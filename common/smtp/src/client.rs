@@ -1,1 +1,30 @@
 //! The client side: greeting to QUIT, for SMTP (RFC 5321) and LMTP (RFC 2033).
+//!
+//! [`Client`] is one connection's state: octets that came go into [`Client::input`], octets to be sent
+//! are in [`Client::output`], content is pulled in pieces while [`Client::wants_content`], and what
+//! became of each recipient falls out of [`Client::event`], exactly once for each. Time is an input too
+//! ([`Client::timed_out`]); how long to wait depends on [`Client::waiting`].
+//!
+//! The server is not trusted: its replies are bounded ([`ReplyParser`]), and anything that could mean that
+//! replies and commands no longer pair up (a malformed reply, a reply to a command that has not left yet,
+//! a multi-line reply of several codes) ends the connection with a deferral.
+//!
+//! BUGS
+//!     Content with octets above 127 is sent as it is to a server without 8BITMIME, as most of the
+//!     field does; RFC 6152 §3 would have it encoded or returned.
+
+mod extensions;
+mod machine;
+mod outcome;
+mod replies;
+mod stuffing;
+#[cfg(test)]
+mod tests;
+mod transaction;
+
+pub use extensions::Extensions;
+pub use machine::{Client, Event, Protocol, Waiting};
+pub use outcome::{Outcome, Verdict, enhanced_for};
+pub use replies::{ReplyError, ReplyParser};
+pub use stuffing::Stuffer;
+pub use transaction::Transaction;

@@ -1,0 +1,60 @@
+//! What a server offers in its reply to EHLO or LHLO (RFC 5321 §4.1.1.1).
+
+use crate::reply::Reply;
+
+/// The extensions we make use of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extensions {
+    /// PIPELINING (RFC 2920).
+    pub pipelining: bool,
+    /// SIZE (RFC 1870).
+    pub size: bool,
+    /// The greatest message taken, octets; none when the server does not say.
+    pub size_limit: Option<u64>,
+    /// 8BITMIME (RFC 6152).
+    pub eight_bit: bool,
+    /// ENHANCEDSTATUSCODES (RFC 2034). Codes are understood without it, too.
+    pub enhanced_codes: bool,
+    /// SMTPUTF8 (RFC 6531).
+    pub utf8: bool,
+}
+
+impl Extensions {
+    /// Reads the keywords: every line but the first. Unknown ones are no concern of ours.
+    pub fn from_reply(reply: &Reply) -> Self {
+        let mut found = Self::default();
+        for line in reply.lines.iter().skip(1) {
+            let mut words = line.split_ascii_whitespace();
+            let keyword = words.next().unwrap_or_default().to_ascii_uppercase();
+            match keyword.as_str() {
+                "PIPELINING" => found.pipelining = true,
+                "8BITMIME" => found.eight_bit = true,
+                "ENHANCEDSTATUSCODES" => found.enhanced_codes = true,
+                "SMTPUTF8" => found.utf8 = true,
+                "SIZE" => {
+                    found.size = true;
+                    // 0 is no fixed limit (RFC 1870 §3).
+                    found.size_limit = words.next().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keywords() {
+        let lines = ["mx SIZE 1", "pipelining", "SIZE 1000", "8bitmime", "X-SOMETHING", "", "SmtpUtf8"];
+        let reply = Reply { code: 250, enhanced: None, lines: lines.map(String::from).to_vec() };
+        let found = Extensions::from_reply(&reply);
+        assert!(found.pipelining && found.eight_bit && found.utf8 && !found.enhanced_codes);
+        assert_eq!((found.size, found.size_limit), (true, Some(1000)));
+        let reply = Reply { lines: vec!["mx".into(), "SIZE 0".into()], ..reply };
+        assert_eq!(Extensions::from_reply(&reply).size_limit, None);
+    }
+}
