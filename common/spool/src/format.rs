@@ -1,0 +1,344 @@
+//! Format 1 of a spool file, as bytes: no I/O here. `docs/spool.md` has the offsets as a table.
+
+use std::net::IpAddr;
+
+use postern_address::{Mailbox, ReversePath};
+
+use crate::envelope::{BodyType, Envelope, Origin, Timestamp};
+use crate::id::QueueId;
+use crate::record::{FormatError, Records, nest, put, text, u32_at, u64_at, unknown, whole_u32, whole_u64};
+
+/// The format that is written.
+pub(crate) const VERSION: u32 = 1;
+/// Octets of the head; this, the magic, and the places of version and checksum hold for every version.
+pub(crate) const HEAD_LEN: usize = 64;
+/// Octets of the foot.
+pub(crate) const FOOT_LEN: usize = 48;
+/// In a file of several messages every body begins at a multiple of this, so that its blocks can be
+/// given back.
+pub(crate) const BLOCK: u64 = 4096;
+/// Longest index, octets: written and read. A file from a local user must not fill our memory.
+pub(crate) const INDEX_MAX: usize = 64 << 20;
+/// Most messages of one file; the log names them by 16 bits.
+pub(crate) const MESSAGES_MAX: usize = 1 << 16;
+
+const HEAD_MAGIC: &[u8; 8] = b"POSTERN\n";
+const FOOT_MAGIC: &[u8; 8] = b"\nPOSTEND";
+
+/// Records of the index.
+mod tag {
+    pub(super) const MESSAGE: u16 = 1;
+}
+
+/// Records of a message.
+mod message_tag {
+    pub(super) const ID: u16 = 1;
+    pub(super) const EXTENT: u16 = 2;
+    pub(super) const PREPEND: u16 = 3;
+    pub(super) const ARRIVAL: u16 = 4;
+    pub(super) const REVERSE_PATH: u16 = 5;
+    /// One for each recipient, in their order. A later format puts a recipient's parameters behind it.
+    pub(super) const RECIPIENT: u16 = 6;
+    pub(super) const BODY_TYPE: u16 = 7;
+    pub(super) const ORIGIN_SMTP: u16 = 8;
+    pub(super) const ORIGIN_LOCAL: u16 = 9;
+    pub(super) const ORIGIN_INTERNAL: u16 = 10;
+}
+
+/// Records of an SMTP origin.
+mod origin_tag {
+    pub(super) const ADDRESS: u16 = 1;
+    pub(super) const NAME: u16 = 2;
+    pub(super) const HELO: u16 = 3;
+}
+
+/// What the index says of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its queue id.
+    pub id: QueueId,
+    /// Its envelope.
+    pub envelope: Envelope,
+    /// Trace lines that come before the body, with CRLF.
+    pub prepend: Vec<u8>,
+    /// Where its body begins in the file.
+    pub offset: u64,
+    /// Octets of its body.
+    pub length: u64,
+    /// CRC-32C of its body.
+    pub crc: u32,
+}
+
+/// The head's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// Id of the first message: the file's name.
+    pub(crate) id: QueueId,
+    /// Where the foot begins.
+    pub(crate) foot: u64,
+}
+
+/// The foot's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Foot {
+    pub(crate) id: QueueId,
+    pub(crate) index: u64,
+    pub(crate) index_length: u64,
+    pub(crate) index_crc: u32,
+    pub(crate) messages: u32,
+}
+
+/// Writes a head.
+pub(crate) fn encode_head(head: Head) -> [u8; HEAD_LEN] {
+    let mut out = [0; HEAD_LEN];
+    fill(
+        &mut out,
+        &[
+            (0, HEAD_MAGIC),
+            (8, &VERSION.to_le_bytes()),
+            // 12: features a reader must know, none so far.
+            (16, &head.id.as_u64().to_le_bytes()),
+            (24, &head.foot.to_le_bytes()),
+        ],
+    );
+    let crc = crc32c::crc32c(&out[..HEAD_LEN - 4]);
+    fill(&mut out, &[(HEAD_LEN - 4, &crc.to_le_bytes())]);
+    out
+}
+
+/// Reads a head. The checksum is looked at before the version: a flipped bit is not a newer Postern.
+pub(crate) fn decode_head(bytes: &[u8]) -> Result<Head, FormatError> {
+    const BAD: FormatError = FormatError::Corrupt("the head is damaged");
+    let covered = bytes.get(..HEAD_LEN - 4).ok_or(BAD)?;
+    if !covered.starts_with(HEAD_MAGIC) || u32_at(bytes, HEAD_LEN - 4) != Some(crc32c::crc32c(covered)) {
+        return Err(BAD);
+    }
+    match (u32_at(bytes, 8), u32_at(bytes, 12)) {
+        (Some(VERSION), Some(0)) => {}
+        (Some(version), _) => return Err(FormatError::Newer(version)),
+        (None, _) => return Err(BAD),
+    }
+    Ok(Head { id: QueueId::from_u64(u64_at(bytes, 16).ok_or(BAD)?), foot: u64_at(bytes, 24).ok_or(BAD)? })
+}
+
+/// Writes the foot that follows `index`, which begins at `at`.
+pub(crate) fn encode_foot(id: QueueId, at: u64, index: &[u8], messages: u32) -> [u8; FOOT_LEN] {
+    let mut out = [0; FOOT_LEN];
+    fill(
+        &mut out,
+        &[
+            (0, FOOT_MAGIC),
+            (8, &at.to_le_bytes()),
+            (16, &(index.len() as u64).to_le_bytes()),
+            (24, &crc32c::crc32c(index).to_le_bytes()),
+            (28, &messages.to_le_bytes()),
+            (32, &id.as_u64().to_le_bytes()),
+        ],
+    );
+    let crc = crc32c::crc32c(&out[..FOOT_LEN - 4]);
+    fill(&mut out, &[(FOOT_LEN - 4, &crc.to_le_bytes())]);
+    out
+}
+
+/// Reads a foot that stands at `head.foot`, and checks that it belongs to this head.
+pub(crate) fn decode_foot(bytes: &[u8], head: Head) -> Result<Foot, FormatError> {
+    const BAD: FormatError = FormatError::Corrupt("no valid foot");
+    let covered = bytes.get(..FOOT_LEN - 4).ok_or(BAD)?;
+    if !covered.starts_with(FOOT_MAGIC) || u32_at(bytes, FOOT_LEN - 4) != Some(crc32c::crc32c(covered)) {
+        return Err(BAD);
+    }
+    let foot = Foot {
+        id: QueueId::from_u64(u64_at(bytes, 32).ok_or(BAD)?),
+        index: u64_at(bytes, 8).ok_or(BAD)?,
+        index_length: u64_at(bytes, 16).ok_or(BAD)?,
+        index_crc: u32_at(bytes, 24).ok_or(BAD)?,
+        messages: u32_at(bytes, 28).ok_or(BAD)?,
+    };
+    let fits = foot.index >= HEAD_LEN as u64
+        && foot.index_length <= INDEX_MAX as u64
+        && foot.index.checked_add(foot.index_length) == Some(head.foot);
+    if fits && foot.id == head.id {
+        Ok(foot)
+    } else {
+        Err(FormatError::Corrupt("the foot is of another file"))
+    }
+}
+
+/// Appends one message to an index.
+pub(crate) fn encode_message(out: &mut Vec<u8>, message: &StoredRef<'_>) {
+    nest(out, tag::MESSAGE, |out| {
+        put(out, message_tag::ID, &message.id.as_u64().to_le_bytes());
+        nest(out, message_tag::EXTENT, |out| {
+            out.extend_from_slice(&message.offset.to_le_bytes());
+            out.extend_from_slice(&message.length.to_le_bytes());
+            out.extend_from_slice(&message.crc.to_le_bytes());
+        });
+        put(out, message_tag::PREPEND, message.prepend);
+        encode_envelope(out, message.envelope);
+    });
+}
+
+/// [`Stored`], borrowed: what the writer has in hand.
+pub(crate) struct StoredRef<'a> {
+    pub(crate) id: QueueId,
+    pub(crate) envelope: &'a Envelope,
+    pub(crate) prepend: &'a [u8],
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    pub(crate) crc: u32,
+}
+
+/// Reads an index whose checksum was found right, and checks that its messages lie one behind the other
+/// between head and index.
+pub(crate) fn decode_index(bytes: &[u8], foot: &Foot) -> Result<Vec<Stored>, FormatError> {
+    if crc32c::crc32c(bytes) != foot.index_crc {
+        return Err(FormatError::Corrupt("the index is damaged"));
+    }
+    let mut messages: Vec<Stored> = Vec::new();
+    let mut free_from = HEAD_LEN as u64;
+    for record in Records(bytes) {
+        match record? {
+            (tag::MESSAGE, payload) => {
+                let message = decode_message(payload)?;
+                let end = message.offset.checked_add(message.length).filter(|end| *end <= foot.index);
+                if message.offset < free_from || messages.len() == MESSAGES_MAX {
+                    return Err(FormatError::Corrupt("messages overlap or are too many"));
+                }
+                free_from = end.ok_or(FormatError::Corrupt("a message lies outside of the file"))?;
+                messages.push(message);
+            }
+            (other, _) => unknown(other)?,
+        }
+    }
+    let first = messages.first().map(|m| m.id);
+    if first != Some(foot.id) || messages.len() != foot.messages as usize {
+        return Err(FormatError::Corrupt("the index is of another file"));
+    }
+    Ok(messages)
+}
+
+fn encode_envelope(out: &mut Vec<u8>, envelope: &Envelope) {
+    put(out, message_tag::ARRIVAL, &envelope.arrival.0.to_le_bytes());
+    put(out, message_tag::REVERSE_PATH, envelope.reverse_path.as_str().as_bytes());
+    for recipient in &envelope.recipients {
+        put(out, message_tag::RECIPIENT, recipient.as_str().as_bytes());
+    }
+    let body: u8 = match envelope.body {
+        BodyType::SevenBit => 7,
+        BodyType::EightBit => 8,
+    };
+    put(out, message_tag::BODY_TYPE, &[body]);
+    match &envelope.origin {
+        Origin::Smtp { address, name, helo } => nest(out, message_tag::ORIGIN_SMTP, |out| {
+            match address {
+                IpAddr::V4(v4) => put(out, origin_tag::ADDRESS, &v4.octets()),
+                IpAddr::V6(v6) => put(out, origin_tag::ADDRESS, &v6.octets()),
+            }
+            if let Some(name) = name {
+                put(out, origin_tag::NAME, name.as_bytes());
+            }
+            put(out, origin_tag::HELO, helo.as_bytes());
+        }),
+        Origin::Local { uid } => put(out, message_tag::ORIGIN_LOCAL, &uid.to_le_bytes()),
+        Origin::Internal => put(out, message_tag::ORIGIN_INTERNAL, &[]),
+    }
+}
+
+fn decode_message(payload: &[u8]) -> Result<Stored, FormatError> {
+    let (mut id, mut extent, mut prepend, mut arrival) = (None, None, None, None);
+    let (mut reverse_path, mut recipients, mut body, mut origin) = (None, Vec::new(), None, None);
+    for record in Records(payload) {
+        let (tag, payload) = record?;
+        match tag {
+            message_tag::ID => once(&mut id, QueueId::from_u64(whole_u64(payload)?))?,
+            message_tag::EXTENT => once(&mut extent, decode_extent(payload)?)?,
+            message_tag::PREPEND => once(&mut prepend, payload.to_vec())?,
+            message_tag::ARRIVAL => once(&mut arrival, Timestamp(whole_u64(payload)?))?,
+            message_tag::REVERSE_PATH => once(&mut reverse_path, decode_reverse_path(payload)?)?,
+            message_tag::RECIPIENT => recipients.push(decode_mailbox(payload)?),
+            message_tag::BODY_TYPE => once(&mut body, decode_body_type(payload)?)?,
+            message_tag::ORIGIN_SMTP => once(&mut origin, decode_smtp_origin(payload)?)?,
+            message_tag::ORIGIN_LOCAL => once(&mut origin, Origin::Local { uid: whole_u32(payload)? })?,
+            message_tag::ORIGIN_INTERNAL => once(&mut origin, Origin::Internal)?,
+            other => unknown(other)?,
+        }
+    }
+    const MISSING: FormatError = FormatError::Corrupt("a message without one of its records");
+    let (offset, length, crc) = extent.ok_or(MISSING)?;
+    let envelope = Envelope {
+        reverse_path: reverse_path.ok_or(MISSING)?,
+        recipients,
+        arrival: arrival.ok_or(MISSING)?,
+        body: body.ok_or(MISSING)?,
+        origin: origin.ok_or(MISSING)?,
+    };
+    let (id, prepend) = (id.ok_or(MISSING)?, prepend.ok_or(MISSING)?);
+    Ok(Stored { id, envelope, prepend, offset, length, crc })
+}
+
+fn once<T>(place: &mut Option<T>, value: T) -> Result<(), FormatError> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(FormatError::Corrupt("a record came twice")),
+    }
+}
+
+fn decode_extent(payload: &[u8]) -> Result<(u64, u64, u32), FormatError> {
+    let extent = (u64_at(payload, 0), u64_at(payload, 8), u32_at(payload, 16));
+    match extent {
+        (Some(offset), Some(length), Some(crc)) if payload.len() == 20 => Ok((offset, length, crc)),
+        _ => Err(FormatError::Corrupt("extent of another size")),
+    }
+}
+
+pub(crate) fn decode_mailbox(payload: &[u8]) -> Result<Mailbox, FormatError> {
+    Mailbox::parse(text(payload)?).map_err(|_| FormatError::Corrupt("an address that is none"))
+}
+
+fn decode_reverse_path(payload: &[u8]) -> Result<ReversePath, FormatError> {
+    if payload.is_empty() {
+        return Ok(ReversePath::Null);
+    }
+    decode_mailbox(payload).map(ReversePath::Mailbox)
+}
+
+fn decode_body_type(payload: &[u8]) -> Result<BodyType, FormatError> {
+    match payload {
+        [7] => Ok(BodyType::SevenBit),
+        [8] => Ok(BodyType::EightBit),
+        // A value that came later, as a record with an unknown tag would be.
+        _ => Err(FormatError::Newer(VERSION)),
+    }
+}
+
+fn decode_smtp_origin(payload: &[u8]) -> Result<Origin, FormatError> {
+    let (mut address, mut name, mut helo) = (None, None, None);
+    for record in Records(payload) {
+        let (tag, payload) = record?;
+        match tag {
+            origin_tag::ADDRESS => once(&mut address, decode_address(payload)?)?,
+            origin_tag::NAME => once(&mut name, text(payload)?.to_owned())?,
+            origin_tag::HELO => once(&mut helo, text(payload)?.to_owned())?,
+            other => unknown(other)?,
+        }
+    }
+    let (Some(address), Some(helo)) = (address, helo) else {
+        return Err(FormatError::Corrupt("an origin without address or name"));
+    };
+    Ok(Origin::Smtp { address, name, helo })
+}
+
+fn decode_address(payload: &[u8]) -> Result<IpAddr, FormatError> {
+    let v4 = <[u8; 4]>::try_from(payload).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(payload).map(IpAddr::from))
+        .map_err(|_| FormatError::Corrupt("an address of another size"))
+}
+
+/// Puts fixed fields at their places.
+fn fill(out: &mut [u8], fields: &[(usize, &[u8])]) {
+    for (at, field) in fields {
+        if let Some(place) = out.get_mut(*at..at + field.len()) {
+            place.copy_from_slice(field);
+        }
+    }
+}

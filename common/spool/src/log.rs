@@ -1,0 +1,201 @@
+//! The log at the end of a spool file: what became of each recipient.
+//!
+//! A record is `length: u32, crc32c: u32, payload`; the checksum covers the length and the payload, so
+//! neither zeros nor a tail that was half written pass for one. The payload is `tag: u16, message: u16`
+//! and what the tag says.
+
+use postern_address::Mailbox;
+
+use crate::envelope::Timestamp;
+use crate::format::decode_mailbox;
+use crate::record::{FormatError, text, u16_at, u32_at, u64_at, unknown};
+
+/// Octets before a record's payload.
+const HEADER_LEN: usize = 8;
+/// Longest payload; what is longer is damage.
+const PAYLOAD_MAX: usize = 16 * 1024;
+/// Longest reply text that is kept, octets.
+const REPLY_MAX: usize = 8 * 1024;
+
+mod tag {
+    pub(super) const DONE: u16 = 1;
+    pub(super) const DEFERRED: u16 = 2;
+    pub(super) const HELD: u16 = 3;
+    pub(super) const RELEASED: u16 = 4;
+    pub(super) const BOUNCE_SENT: u16 = 5;
+}
+
+/// One thing that happened to one message of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRecord {
+    /// Which message, counted from 0.
+    pub message: u16,
+    /// What happened.
+    pub what: LogEntry,
+}
+
+/// What happened. `recipient` is the place in the envelope; `address` names one alias-expanded delivery
+/// of that recipient, and is `None` for the recipient as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogEntry {
+    /// Nothing more is to be done for it.
+    Done {
+        /// Place in the envelope.
+        recipient: u32,
+        /// One delivery of it.
+        address: Option<Mailbox>,
+        /// In which way.
+        status: DoneStatus,
+    },
+    /// To be tried again.
+    Deferred {
+        /// Place in the envelope.
+        recipient: u32,
+        /// One delivery of it.
+        address: Option<Mailbox>,
+        /// Not before.
+        until: Timestamp,
+        /// Why; cut at 8 KiB.
+        reply: String,
+    },
+    /// An operator holds the message.
+    Held,
+    /// It is no longer held.
+    Released,
+    /// The report to the sender is itself in the spool.
+    BounceSent,
+}
+
+/// How a recipient was finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DoneStatus {
+    /// Delivered or relayed.
+    Delivered,
+    /// Permanently failed; to be reported to the sender.
+    Failed,
+    /// An operator took it out.
+    Removed,
+}
+
+/// What stands at the beginning of some bytes of a log.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A record of so many octets; `None` when it may be skipped.
+    Record(Option<LogRecord>, usize),
+    /// Perhaps the beginning of a record: so many octets would tell.
+    NeedMore(usize),
+    /// No record: the log ends before this.
+    End,
+}
+
+/// Appends one record.
+pub(crate) fn encode(out: &mut Vec<u8>, record: &LogRecord) {
+    let at = out.len();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    let tag = match &record.what {
+        LogEntry::Done { .. } => tag::DONE,
+        LogEntry::Deferred { .. } => tag::DEFERRED,
+        LogEntry::Held => tag::HELD,
+        LogEntry::Released => tag::RELEASED,
+        LogEntry::BounceSent => tag::BOUNCE_SENT,
+    };
+    out.extend_from_slice(&tag.to_le_bytes());
+    out.extend_from_slice(&record.message.to_le_bytes());
+    encode_entry(out, &record.what);
+    let length = ((out.len() - at - HEADER_LEN) as u32).to_le_bytes();
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&length), out.get(at + HEADER_LEN..).unwrap_or(&[]));
+    if let Some(header) = out.get_mut(at..at + HEADER_LEN) {
+        header[..4].copy_from_slice(&length);
+        header[4..].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+/// Looks at the beginning of `bytes`. An error is a record that is whole and not understood.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Step, FormatError> {
+    let (Some(length), Some(crc)) = (u32_at(bytes, 0), u32_at(bytes, 4)) else {
+        return Ok(Step::NeedMore(HEADER_LEN));
+    };
+    let size = length as usize;
+    if size > PAYLOAD_MAX {
+        return Ok(Step::End);
+    }
+    let Some(payload) = bytes.get(HEADER_LEN..HEADER_LEN + size) else {
+        return Ok(Step::NeedMore(HEADER_LEN + size));
+    };
+    if crc32c::crc32c_append(crc32c::crc32c(&length.to_le_bytes()), payload) != crc {
+        return Ok(Step::End);
+    }
+    decode_payload(payload).map(|record| Step::Record(record, HEADER_LEN + size))
+}
+
+fn encode_entry(out: &mut Vec<u8>, entry: &LogEntry) {
+    let mailbox = |address: &Option<Mailbox>| address.as_ref().map_or("", |a| a.as_str()).to_owned();
+    match entry {
+        LogEntry::Done { recipient, address, status } => {
+            let status = match status {
+                DoneStatus::Delivered => 1,
+                DoneStatus::Failed => 2,
+                DoneStatus::Removed => 3,
+            };
+            out.extend_from_slice(&recipient.to_le_bytes());
+            out.push(status);
+            out.extend_from_slice(mailbox(address).as_bytes());
+        }
+        LogEntry::Deferred { recipient, address, until, reply } => {
+            let address = mailbox(address);
+            out.extend_from_slice(&recipient.to_le_bytes());
+            out.extend_from_slice(&until.0.to_le_bytes());
+            // A mailbox has at most a few hundred octets.
+            out.extend_from_slice(&(address.len() as u16).to_le_bytes());
+            out.extend_from_slice(address.as_bytes());
+            let cut = reply.floor_char_boundary(REPLY_MAX);
+            out.extend_from_slice(reply.get(..cut).unwrap_or(reply).as_bytes());
+        }
+        LogEntry::Held | LogEntry::Released | LogEntry::BounceSent => {}
+    }
+}
+
+fn decode_payload(payload: &[u8]) -> Result<Option<LogRecord>, FormatError> {
+    const BAD: FormatError = FormatError::Corrupt("a log record that says nothing");
+    let (tag, message) = (u16_at(payload, 0).ok_or(BAD)?, u16_at(payload, 2).ok_or(BAD)?);
+    let rest = payload.get(4..).ok_or(BAD)?;
+    let what = match tag {
+        tag::DONE => decode_done(rest)?,
+        tag::DEFERRED => decode_deferred(rest)?,
+        tag::HELD => LogEntry::Held,
+        tag::RELEASED => LogEntry::Released,
+        tag::BOUNCE_SENT => LogEntry::BounceSent,
+        other => return unknown(other).map(|()| None),
+    };
+    Ok(Some(LogRecord { message, what }))
+}
+
+fn decode_done(rest: &[u8]) -> Result<LogEntry, FormatError> {
+    let status = match rest.get(4) {
+        Some(1) => DoneStatus::Delivered,
+        Some(2) => DoneStatus::Failed,
+        Some(3) => DoneStatus::Removed,
+        Some(_) => return Err(FormatError::Newer(crate::format::VERSION)),
+        None => return Err(FormatError::Corrupt("a log record is cut short")),
+    };
+    let recipient = u32_at(rest, 0).unwrap_or_default();
+    Ok(LogEntry::Done { recipient, address: optional_mailbox(rest.get(5..).unwrap_or(&[]))?, status })
+}
+
+fn decode_deferred(rest: &[u8]) -> Result<LogEntry, FormatError> {
+    const BAD: FormatError = FormatError::Corrupt("a log record is cut short");
+    let recipient = u32_at(rest, 0).ok_or(BAD)?;
+    let until = Timestamp(u64_at(rest, 4).ok_or(BAD)?);
+    let length = usize::from(u16_at(rest, 12).ok_or(BAD)?);
+    let (address, reply) = rest.get(14..).and_then(|r| r.split_at_checked(length)).ok_or(BAD)?;
+    Ok(LogEntry::Deferred {
+        recipient,
+        address: optional_mailbox(address)?,
+        until,
+        reply: text(reply)?.to_owned(),
+    })
+}
+
+fn optional_mailbox(bytes: &[u8]) -> Result<Option<Mailbox>, FormatError> {
+    if bytes.is_empty() { Ok(None) } else { decode_mailbox(bytes).map(Some) }
+}

@@ -1,0 +1,331 @@
+//! Reading a spool file, and writing its log.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat};
+use nix::sys::stat::Mode;
+
+use crate::format::{self, BLOCK, FOOT_LEN, Foot, HEAD_LEN, Stored};
+use crate::log::{self, LogRecord, Step};
+use crate::record::FormatError;
+
+/// How much of the end of a file is read at once: of a small message, index, foot and log.
+const WINDOW: u64 = 16 * 1024;
+
+/// Why a file could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The kernel said no.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Not what was written: for `corrupt/`.
+    #[error("spool file is damaged: {0}")]
+    Corrupt(String),
+    /// Whole, and written by a newer Postern (this format, or a record this one does not know): leave it.
+    #[error("spool file of a newer format ({0})")]
+    Newer(u32),
+}
+
+/// An open spool file.
+#[derive(Debug)]
+pub struct SpoolFile {
+    file: File,
+    directory: OwnedFd,
+    name: String,
+    index: u64,
+    messages: Vec<Stored>,
+    log: Vec<LogRecord>,
+    /// Where the next log record goes.
+    log_end: u64,
+    /// Something may stand behind `log_end`: a record half written.
+    torn: bool,
+}
+
+impl SpoolFile {
+    /// Opens a file and reads its foot, its index and its log; not its bodies. A log that ends in the
+    /// middle of a record is read up to there.
+    pub fn open(directory: BorrowedFd<'_>, name: &str) -> Result<Self, ReadError> {
+        let file = open_regular(directory, name)?;
+        let size = file.metadata()?.len();
+        let mut head = [0; HEAD_LEN];
+        read_exact(&file, &mut head, 0, "no head")?;
+        let head = format::decode_head(&head)?;
+        if head.foot.checked_add(FOOT_LEN as u64).is_none_or(|end| end > size) {
+            return Err(ReadError::Corrupt("no valid foot".into()));
+        }
+        let mut tail = Tail::around(&file, head.foot, size)?;
+        let foot = format::decode_foot(tail.get(head.foot, FOOT_LEN)?, head)?;
+        let messages = read_index(&file, &mut tail, &foot)?;
+        let log_start = head.foot + FOOT_LEN as u64;
+        let (log, log_end) = read_log(&mut tail, log_start, size, messages.len())?;
+        Ok(Self {
+            directory: directory.try_clone_to_owned()?,
+            name: name.to_owned(),
+            index: foot.index,
+            messages,
+            log,
+            log_end,
+            torn: log_end < size,
+            file,
+        })
+    }
+
+    /// The messages of the file.
+    pub fn messages(&self) -> &[Stored] {
+        &self.messages
+    }
+
+    /// The log as it stood when the file was opened.
+    pub fn log(&self) -> &[LogRecord] {
+        &self.log
+    }
+
+    /// Reads one body, and checks it.
+    pub fn read_body(&self, n: usize) -> Result<Vec<u8>, ReadError> {
+        let stored = self.stored(n)?;
+        // Open has checked that this lies within the file, so the length is not a stranger's wish.
+        let length = usize::try_from(stored.length).map_err(io::Error::other)?;
+        let mut body = vec![0; length];
+        read_exact(&self.file, &mut body, stored.offset, "a body is cut short")?;
+        if crc32c::crc32c(&body) != stored.crc {
+            return Err(ReadError::Corrupt(format!("the body of {} is damaged", stored.id)));
+        }
+        Ok(body)
+    }
+
+    /// Reads one body in pieces and checks it.
+    pub(crate) fn check_body(&self, n: usize) -> Result<(), ReadError> {
+        let stored = self.stored(n)?;
+        let mut piece = vec![0; 256 * 1024];
+        let (mut at, end, mut crc) = (stored.offset, stored.offset + stored.length, 0);
+        while at < end {
+            let length = (end - at).min(piece.len() as u64) as usize;
+            let piece = piece.get_mut(..length).unwrap_or(&mut []);
+            read_exact(&self.file, piece, at, "a body is cut short")?;
+            crc = crc32c::crc32c_append(crc, piece);
+            at += length as u64;
+        }
+        if crc == stored.crc {
+            Ok(())
+        } else {
+            Err(ReadError::Corrupt(format!("the body of {} is damaged", stored.id)))
+        }
+    }
+
+    /// A read-only descriptor on which one body stands at an offset, and no other message: the file
+    /// itself when it holds one, else a sealed file in memory (the body checked).
+    pub fn content_descriptor(&self, n: usize) -> io::Result<(OwnedFd, u64)> {
+        let stored = self.stored(n)?;
+        if self.messages.len() == 1 {
+            // Opened once more, since ours can write. Its name is the one it was opened by: a file that
+            // was renamed meanwhile is NotFound.
+            let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+            return Ok((openat(&self.directory, self.name.as_str(), flags, Mode::empty())?, stored.offset));
+        }
+        let body = self.read_body(n).map_err(io::Error::other)?;
+        Ok((postern_sys::sealed_file("message", &body)?, 0))
+    }
+
+    /// Appends to the log; [`SpoolFile::sync`] makes it last. On failure the log is as before.
+    pub fn append(&mut self, records: &[LogRecord]) -> io::Result<()> {
+        if self.torn {
+            // What stands there must go first: behind a shorter record its rest might be read again.
+            self.file.set_len(self.log_end)?;
+            self.torn = false;
+        }
+        let mut bytes = Vec::with_capacity(records.len() * 64);
+        records.iter().for_each(|record| log::encode(&mut bytes, record));
+        if let Err(error) = self.file.write_all_at(&bytes, self.log_end) {
+            self.torn = true;
+            return Err(error);
+        }
+        self.log_end += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Puts the log on stable storage: fdatasync.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Gives the blocks of one body back to the file system; its body cannot be read any more. A file
+    /// system that cannot is no error.
+    pub fn give_back(&self, n: usize) -> io::Result<()> {
+        let stored = self.stored(n)?;
+        let start = stored.offset.next_multiple_of(BLOCK);
+        // Up to what comes next: what is between is padding.
+        let limit = self.messages.get(n + 1).map_or(self.index, |next| next.offset);
+        let end = (stored.offset + stored.length).next_multiple_of(BLOCK).min(limit / BLOCK * BLOCK);
+        if end <= start {
+            return Ok(());
+        }
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&self.file, flags, start as i64, (end - start) as i64) {
+            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Puts the whole file on stable storage.
+    pub(crate) fn sync_all(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    fn stored(&self, n: usize) -> io::Result<&Stored> {
+        self.messages.get(n).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no such message"))
+    }
+}
+
+impl From<FormatError> for ReadError {
+    fn from(error: FormatError) -> Self {
+        match error {
+            FormatError::Corrupt(why) => Self::Corrupt(why.into()),
+            FormatError::Newer(version) => Self::Newer(version),
+        }
+    }
+}
+
+/// Whether a file has a head and a foot that belong together. Errors are the kernel's, or a newer format.
+pub(crate) fn has_foot(directory: BorrowedFd<'_>, name: &str) -> Result<bool, ReadError> {
+    let file = open_regular(directory, name)?;
+    let (mut head, mut foot) = ([0; HEAD_LEN], [0; FOOT_LEN]);
+    let found = read_exact(&file, &mut head, 0, "no head").and_then(|()| {
+        let head = format::decode_head(&head)?;
+        read_exact(&file, &mut foot, head.foot, "no valid foot")?;
+        Ok(format::decode_foot(&foot, head).map(|_| ())?)
+    });
+    match found {
+        Err(ReadError::Corrupt(_)) => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+/// Opens for reading and writing, or for reading where that is all we may. A fifo or a link that
+/// somebody put into `drop/` must neither hang nor lead us elsewhere.
+fn open_regular(directory: BorrowedFd<'_>, name: &str) -> Result<File, ReadError> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    let fd = match openat(directory, name, flags | OFlag::O_RDWR, Mode::empty()) {
+        Err(Errno::EACCES | Errno::EPERM | Errno::EROFS) => {
+            openat(directory, name, flags | OFlag::O_RDONLY, Mode::empty())
+        }
+        opened => opened,
+    };
+    let file = match fd {
+        Ok(fd) => File::from(fd),
+        Err(Errno::ELOOP | Errno::EISDIR | Errno::ENXIO) => return Err(not_regular()),
+        Err(error) => return Err(io::Error::from(error).into()),
+    };
+    if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+}
+
+fn not_regular() -> ReadError {
+    ReadError::Corrupt("not a regular file".into())
+}
+
+fn read_index(file: &File, tail: &mut Tail<'_>, foot: &Foot) -> Result<Vec<Stored>, ReadError> {
+    // decode_foot has bounded the length and put its end at the foot.
+    let length = usize::try_from(foot.index_length).map_err(io::Error::other)?;
+    if foot.index >= tail.base {
+        return Ok(format::decode_index(tail.get(foot.index, length)?, foot)?);
+    }
+    let mut index = vec![0; length];
+    read_exact(file, &mut index, foot.index, "the index is cut short")?;
+    Ok(format::decode_index(&index, foot)?)
+}
+
+/// The valid records from `at` on, and where they end.
+fn read_log(
+    tail: &mut Tail<'_>,
+    mut at: u64,
+    size: u64,
+    messages: usize,
+) -> Result<(Vec<LogRecord>, u64), ReadError> {
+    let mut records = Vec::new();
+    while at < size {
+        match log::decode(tail.from(at)?)? {
+            Step::Record(record, length) => {
+                if record.as_ref().is_some_and(|r| usize::from(r.message) >= messages) {
+                    return Err(ReadError::Corrupt("the log names a message that is not there".into()));
+                }
+                records.extend(record);
+                at += length as u64;
+            }
+            Step::NeedMore(length) if at + length as u64 <= size => {
+                tail.get(at, length)?;
+            }
+            Step::NeedMore(_) | Step::End => break,
+        }
+    }
+    Ok((records, at))
+}
+
+/// A piece of the file in memory, moved along as needed.
+struct Tail<'a> {
+    file: &'a File,
+    size: u64,
+    base: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Tail<'a> {
+    /// The piece in which a foot stands, with some of what is before it.
+    fn around(file: &'a File, foot: u64, size: u64) -> io::Result<Self> {
+        let mut tail = Self { file, size, base: 0, bytes: Vec::new() };
+        tail.load(foot.saturating_sub(WINDOW / 4), 0)?;
+        Ok(tail)
+    }
+
+    /// So many octets at `at`, which must lie within the file.
+    fn get(&mut self, at: u64, length: usize) -> Result<&[u8], ReadError> {
+        if at < self.base || at + length as u64 > self.base + self.bytes.len() as u64 {
+            self.load(at, length as u64)?;
+        }
+        let start = (at - self.base) as usize;
+        self.bytes
+            .get(start..start + length)
+            .ok_or_else(|| ReadError::Corrupt("the file shrank while it was read".into()))
+    }
+
+    /// What is in memory from `at` on, at least one octet unless the file ends there.
+    fn from(&mut self, at: u64) -> Result<&[u8], ReadError> {
+        self.get(at, 1)?;
+        Ok(self.bytes.get((at - self.base) as usize..).unwrap_or(&[]))
+    }
+
+    fn load(&mut self, at: u64, least: u64) -> io::Result<()> {
+        let length = least.max(WINDOW).min(self.size.saturating_sub(at));
+        self.base = at;
+        self.bytes.resize(usize::try_from(length).map_err(io::Error::other)?, 0);
+        let mut filled = 0;
+        while let Some(rest) = self.bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match self.file.read_at(rest, at + filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.bytes.truncate(filled);
+        Ok(())
+    }
+}
+
+fn read_exact(file: &File, buffer: &mut [u8], at: u64, short: &str) -> Result<(), ReadError> {
+    if i64::try_from(at).is_err() {
+        return Err(ReadError::Corrupt(short.into()));
+    }
+    file.read_exact_at(buffer, at).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => ReadError::Corrupt(short.into()),
+        _ => ReadError::Io(error),
+    })
+}
+
+impl AsFd for SpoolFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

@@ -1,0 +1,230 @@
+//! What the queue-manager does with the spool's directories: list, adopt, sweep, set aside.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::id::QueueId;
+use crate::ops::rename_between;
+use crate::reader::{ReadError, SpoolFile, has_foot};
+
+/// The directories of a spool, all in one file system.
+pub const DIRECTORIES: [&str; 5] = ["tmp", "new", "cur", "drop", "corrupt"];
+
+/// Files in `tmp/` and temporary names in `drop/` without a valid foot are removed at this age.
+pub const SWEEP_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// While their writers live, files with a valid foot in `tmp/` are adopted only at this age: a younger
+/// one is about to be moved by its writer.
+pub const ADOPT_AFTER: Duration = Duration::from_secs(10);
+
+/// What a directory holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Spool files by their names, oldest first.
+    pub files: Vec<QueueId>,
+    /// Regular files of any other name (a writer's temporary names, a stranger's).
+    pub others: Vec<String>,
+}
+
+/// What a file turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Foot, index and every body are right.
+    Whole,
+    /// No valid foot: nobody was told that it was accepted.
+    Unfinished,
+    /// The foot is valid and something before it is not. Either a power cut before the sync returned,
+    /// and nobody was told that it was accepted; or the disk lost what was.
+    Damaged(String),
+    /// Of a newer Postern.
+    Newer(u32),
+}
+
+/// What [`rescue`] did, for the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rescued {
+    /// Moved from `tmp/` to `new/`.
+    pub adopted: Vec<QueueId>,
+    /// Unlinked, being old and unfinished.
+    pub swept: Vec<String>,
+    /// Moved to `corrupt/`: name there, and why.
+    pub set_aside: Vec<(String, String)>,
+    /// Could not be read or moved now: name, and why.
+    pub failed: Vec<(String, String)>,
+}
+
+/// Creates the spool and its directories where they are missing, for the caller alone. What exists keeps
+/// its owner and mode.
+pub fn create_directories(spool: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(spool)?;
+    for name in DIRECTORIES {
+        match DirBuilder::new().mode(0o700).create(spool.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+    }
+    Ok(())
+}
+
+/// Lists a directory; oldest files first, since ids are ordered by time.
+pub fn list(directory: BorrowedFd<'_>) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    // Opened once more: the position in a directory belongs to the descriptor.
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    for entry in Dir::openat(directory, ".", flags, Mode::empty())?.iter() {
+        let entry = entry?;
+        if !matches!(entry.file_type(), None | Some(Type::File)) {
+            continue;
+        }
+        // A name that is not UTF-8 is none of ours.
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        match QueueId::parse(name).filter(|id| id.to_string() == name) {
+            Some(id) => listing.files.push(id),
+            None => listing.others.push(name.to_owned()),
+        }
+    }
+    listing.files.sort_unstable();
+    Ok(listing)
+}
+
+/// Reads all of a file and says what it is. NotFound and the like are errors.
+pub fn classify(directory: BorrowedFd<'_>, name: &str) -> io::Result<Found> {
+    classified(directory, name).map(|(found, _)| found)
+}
+
+/// The time since a file was last written, by `now`; none when that lies ahead.
+pub fn age(directory: BorrowedFd<'_>, name: &str, now: SystemTime) -> io::Result<Duration> {
+    let stat = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let written = Duration::new(stat.st_mtime.max(0) as u64, stat.st_mtime_nsec.clamp(0, 999_999_999) as u32);
+    Ok(now.duration_since(SystemTime::UNIX_EPOCH + written).unwrap_or(Duration::ZERO))
+}
+
+/// Looks through `tmp/`: what is whole and at least `adopt_after` old goes to `new/`, what is damaged to
+/// `corrupt/`, what is unfinished and a day old goes. With `adopt_after` zero only before any writer runs.
+///
+/// An adopted file is synced before it is moved: its writer may have died, or be waiting, between the
+/// write and the sync.
+pub fn rescue(
+    tmp: BorrowedFd<'_>,
+    new: BorrowedFd<'_>,
+    corrupt: BorrowedFd<'_>,
+    adopt_after: Duration,
+    now: SystemTime,
+) -> io::Result<Rescued> {
+    let mut rescued = Rescued::default();
+    let listing = list(tmp)?;
+    let names = listing.files.iter().map(|id| id.to_string()).chain(listing.others);
+    for name in names {
+        if let Err(error) = rescue_one(&mut rescued, tmp, new, corrupt, &name, adopt_after, now) {
+            // Its writer has moved or removed it meanwhile.
+            if error.kind() != io::ErrorKind::NotFound {
+                rescued.failed.push((name, error.to_string()));
+            }
+        }
+    }
+    if !rescued.adopted.is_empty() {
+        sync_directory(new)?;
+        sync_directory(tmp)?;
+    }
+    Ok(rescued)
+}
+
+/// Removes files of no queue id that are a day old from a directory: what a local program that was
+/// killed left in `drop/`. Their names, for the log.
+pub fn sweep_temporary(directory: BorrowedFd<'_>, now: SystemTime) -> io::Result<Vec<String>> {
+    let mut swept = Vec::new();
+    for name in list(directory)?.others {
+        if age(directory, &name, now).is_ok_and(|age| age >= SWEEP_AFTER) {
+            remove(directory, &name)?;
+            swept.push(name);
+        }
+    }
+    Ok(swept)
+}
+
+/// Moves a file to `corrupt/` for a human, under its own name or one made unique by a number; says which.
+pub fn set_aside(from: BorrowedFd<'_>, name: &str, corrupt: BorrowedFd<'_>) -> io::Result<String> {
+    let mut unique = name.to_owned();
+    for n in 1.. {
+        match rename_between(from, name, corrupt, &unique) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => unique = format!("{name}.{n}"),
+            moved => return moved.map(|()| unique),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Unlinks a file; one that is not there is no error.
+pub fn remove(directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Puts a directory's entries on stable storage.
+pub fn sync_directory(directory: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(nix::unistd::fsync(directory)?)
+}
+
+fn rescue_one(
+    rescued: &mut Rescued,
+    tmp: BorrowedFd<'_>,
+    new: BorrowedFd<'_>,
+    corrupt: BorrowedFd<'_>,
+    name: &str,
+    adopt_after: Duration,
+    now: SystemTime,
+) -> io::Result<()> {
+    let age = age(tmp, name, now)?;
+    if age < adopt_after {
+        return Ok(());
+    }
+    match (classified(tmp, name)?, QueueId::parse(name)) {
+        ((Found::Whole, Some(file)), Some(id)) => {
+            file.sync_all()?;
+            rename_between(tmp, name, new, name)?;
+            rescued.adopted.push(id);
+        }
+        ((Found::Unfinished, _), _) => {
+            if age >= SWEEP_AFTER {
+                remove(tmp, name)?;
+                rescued.swept.push(name.to_owned());
+            }
+        }
+        ((Found::Damaged(why), _), _) => {
+            rescued.set_aside.push((set_aside(tmp, name, corrupt)?, why));
+        }
+        ((Found::Newer(version), _), _) => {
+            rescued.failed.push((name.to_owned(), format!("format {version} of a newer Postern")));
+        }
+        ((Found::Whole, _), _) => rescued.failed.push((name.to_owned(), "a name that is no queue id".into())),
+    }
+    Ok(())
+}
+
+/// With the file, when it is whole.
+fn classified(directory: BorrowedFd<'_>, name: &str) -> io::Result<(Found, Option<SpoolFile>)> {
+    let found = SpoolFile::open(directory, name)
+        .and_then(|file| (0..file.messages().len()).try_for_each(|n| file.check_body(n)).map(|()| file));
+    match found {
+        Ok(file) => Ok((Found::Whole, Some(file))),
+        Err(ReadError::Io(error)) => Err(error),
+        Err(ReadError::Newer(version)) => Ok((Found::Newer(version), None)),
+        Err(ReadError::Corrupt(why)) => match has_foot(directory, name) {
+            Ok(true) => Ok((Found::Damaged(why), None)),
+            Err(ReadError::Io(error)) => Err(error),
+            _ => Ok((Found::Unfinished, None)),
+        },
+    }
+}

@@ -1,0 +1,192 @@
+//! Large messages: each is written to a file of its own as it comes, by one thread for all of them.
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::commit::{SHARED_MODE, close, publish};
+use crate::envelope::Envelope;
+use crate::format::{self, HEAD_LEN, StoredRef};
+use crate::id::QueueId;
+use crate::ops::{Directory, Ops, Output, labelled};
+use crate::writer::{Finished, STREAM_ABOVE, Shared, WriteError, WriterDirs};
+
+/// What the event loop asks for. A stream is named by a serial number, which is never used again: the
+/// event loop's tokens are.
+pub(crate) enum Command {
+    Open { serial: u64, token: u64, id: QueueId, unwritten: Arc<AtomicUsize> },
+    Append { serial: u64, chunk: Vec<u8> },
+    Finish { serial: u64, envelope: Box<Envelope>, prepend: Vec<u8> },
+    Abort { serial: u64 },
+}
+
+/// A file that grows.
+struct Stream {
+    token: u64,
+    id: QueueId,
+    file: Output,
+    /// Octets of the body in the file.
+    length: u64,
+    crc: u32,
+    /// What came since the last write.
+    pending: Vec<Vec<u8>>,
+    /// Shared with the event loop, which stops reading its client above a limit.
+    unwritten: Arc<AtomicUsize>,
+}
+
+/// The streamer thread's state.
+struct Streamer<'a> {
+    shared: &'a Shared,
+    ops: &'a Ops,
+    tmp: Directory<'a>,
+    new: Directory<'a>,
+    streams: HashMap<u64, Stream>,
+}
+
+/// The streamer thread: until the writer is dropped. What is not finished then is unlinked.
+pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops) {
+    let (tmp, new) = (labelled(&dirs.tmp, "tmp"), labelled(&dirs.new, "new"));
+    let mut streamer = Streamer { shared, ops, tmp, new, streams: HashMap::new() };
+    while let Some(commands) = shared.next_commands() {
+        streamer.round(commands);
+    }
+    for stream in streamer.streams.values() {
+        ops.discard(&streamer.tmp, stream.file.name());
+    }
+}
+
+impl Streamer<'_> {
+    /// Does all that was asked since the last round: each stream is written to at most once between two
+    /// other commands for it, and all that are finished share one sync of the directory.
+    fn round(&mut self, commands: Vec<Command>) {
+        let mut finished = Vec::new();
+        let mut touched = Vec::new();
+        for command in commands {
+            match command {
+                Command::Open { serial, token, id, unwritten } => self.open(serial, token, id, unwritten),
+                Command::Append { serial, chunk } => {
+                    if let Some(stream) = self.streams.get_mut(&serial) {
+                        stream.pending.push(chunk);
+                        touched.push(serial);
+                    }
+                }
+                Command::Finish { serial, envelope, prepend } => {
+                    if let Some(stream) = self.streams.remove(&serial) {
+                        finished.extend(self.finish(serial, stream, &envelope, &prepend));
+                    }
+                }
+                Command::Abort { serial } => {
+                    if let Some(stream) = self.streams.remove(&serial) {
+                        self.ops.discard(&self.tmp, stream.file.name());
+                    }
+                }
+            }
+        }
+        touched.into_iter().for_each(|serial| self.flush(serial));
+        self.commit(finished);
+    }
+
+    fn open(&mut self, serial: u64, token: u64, id: QueueId, unwritten: Arc<AtomicUsize>) {
+        match self.ops.create(&self.tmp, id.to_string(), SHARED_MODE) {
+            Ok(file) => {
+                let stream = Stream { token, id, file, length: 0, crc: 0, pending: Vec::new(), unwritten };
+                self.streams.insert(serial, stream);
+            }
+            Err(error) => self.shared.report([failed(serial, token, id, error.into())]),
+        }
+    }
+
+    /// Writes what is pending; a failure is reported at once, so that the client need not send the rest.
+    fn flush(&mut self, serial: u64) {
+        let Some(stream) = self.streams.get_mut(&serial) else { return };
+        if let Err(error) = stream.flush(self.shared, self.ops) {
+            self.ops.discard(&self.tmp, stream.file.name());
+            let report = failed(serial, stream.token, stream.id, error);
+            self.streams.remove(&serial);
+            self.shared.report([report]);
+        }
+    }
+
+    /// Completes a file and syncs it; its directory entry is still to be synced.
+    fn finish(
+        &self,
+        serial: u64,
+        mut stream: Stream,
+        envelope: &Envelope,
+        prepend: &[u8],
+    ) -> Option<(u64, Stream)> {
+        match stream.close(self.shared, self.ops, envelope, prepend) {
+            Ok(()) => Some((serial, stream)),
+            Err(error) => {
+                self.ops.discard(&self.tmp, stream.file.name());
+                self.shared.report([failed(serial, stream.token, stream.id, error)]);
+                None
+            }
+        }
+    }
+
+    fn commit(&self, finished: Vec<(u64, Stream)>) {
+        if finished.is_empty() {
+            return;
+        }
+        let result = self.ops.sync_directory(&self.tmp).map_err(WriteError::from);
+        if result.is_err() {
+            finished.iter().for_each(|(_, stream)| self.ops.discard(&self.tmp, stream.file.name()));
+        }
+        self.shared.report(finished.iter().map(|(serial, stream)| Finished {
+            token: stream.token,
+            id: stream.id,
+            stream: Some(*serial),
+            result: result.clone(),
+        }));
+        if result.is_ok() {
+            finished.iter().for_each(|(_, s)| publish(self.ops, &self.tmp, &self.new, s.file.name()));
+        }
+    }
+}
+
+impl Stream {
+    fn flush(&mut self, shared: &Shared, ops: &Ops) -> Result<(), WriteError> {
+        let pending = std::mem::take(&mut self.pending);
+        let octets: usize = pending.iter().map(Vec::len).sum();
+        if octets == 0 {
+            return Ok(());
+        }
+        let mut slices: Vec<IoSlice<'_>> = pending.iter().map(|chunk| IoSlice::new(chunk)).collect();
+        ops.write(&self.file, &mut slices, HEAD_LEN as u64 + self.length)?;
+        self.crc = pending.iter().fold(self.crc, |crc, chunk| crc32c::crc32c_append(crc, chunk));
+        self.length += octets as u64;
+        let before = self.unwritten.fetch_sub(octets, Ordering::Relaxed);
+        // The event loop stopped reading its client above twice this: tell it to go on.
+        if before > STREAM_ABOVE && before - octets <= STREAM_ABOVE {
+            shared.wake();
+        }
+        Ok(())
+    }
+
+    /// The head comes last, since only now is it known where the foot is. All three are covered by
+    /// checksums and one sync; until that returned nothing was promised, in whatever order they land.
+    fn close(
+        &mut self,
+        shared: &Shared,
+        ops: &Ops,
+        envelope: &Envelope,
+        prepend: &[u8],
+    ) -> Result<(), WriteError> {
+        self.flush(shared, ops)?;
+        let (id, length, crc) = (self.id, self.length, self.crc);
+        let mut index = Vec::with_capacity(prepend.len() + 512);
+        let offset = HEAD_LEN as u64;
+        format::encode_message(&mut index, &StoredRef { id, envelope, prepend, offset, length, crc });
+        let (head, tail) = close(id, offset + length, index, 1)?;
+        ops.write(&self.file, &mut [IoSlice::new(&tail)], offset + length)?;
+        ops.write(&self.file, &mut [IoSlice::new(&head)], 0)?;
+        ops.sync(&self.file)?;
+        Ok(())
+    }
+}
+
+fn failed(serial: u64, token: u64, id: QueueId, error: WriteError) -> Finished {
+    Finished { token, id, stream: Some(serial), result: Err(error) }
+}

@@ -1,0 +1,282 @@
+//! The writer: lives in an event loop and never blocks it; two threads behind it do the waiting.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::envelope::Envelope;
+use crate::id::QueueId;
+use crate::ops::{Ops, Probe};
+use crate::stream::Command;
+use crate::{commit, stream};
+
+/// Messages of more octets than this are streamed to a file of their own.
+pub const STREAM_ABOVE: usize = 128 * 1024;
+
+/// A message to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewMessage {
+    /// Its id, made by the producer.
+    pub id: QueueId,
+    /// Its envelope.
+    pub envelope: Envelope,
+    /// Trace lines that come before the body, with CRLF.
+    pub prepend: Vec<u8>,
+    /// The message as received: CRLF line ends, dot-unstuffed.
+    pub body: Vec<u8>,
+}
+
+/// Where the writer writes.
+#[derive(Debug)]
+pub struct WriterDirs {
+    /// `tmp/`.
+    pub tmp: OwnedFd,
+    /// `new/`, in the same file system.
+    pub new: OwnedFd,
+}
+
+/// What became of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The caller's word for it.
+    pub token: u64,
+    /// Its id.
+    pub id: QueueId,
+    /// Ok: the message and its directory entry are on stable storage, and we answer for it.
+    pub result: Result<(), WriteError>,
+}
+
+/// Why a message was not taken. Nothing of it stays.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// No space, no inode, or over a quota: 452 4.3.1.
+    #[error("no space in the spool")]
+    NoSpace,
+    /// Anything else: 451 4.3.0.
+    #[error("cannot write to the spool: {0}")]
+    Io(String),
+}
+
+/// Takes messages from an event loop and commits them in groups.
+pub struct Writer {
+    shared: Arc<Shared>,
+    streams: HashMap<u64, Open>,
+    last_serial: u64,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A stream, as the event loop sees it.
+struct Open {
+    serial: u64,
+    unwritten: Arc<AtomicUsize>,
+}
+
+/// Between the event loop and the threads.
+pub(crate) struct Shared {
+    small: Mutex<Small>,
+    small_ready: Condvar,
+    stream: Mutex<Commands>,
+    stream_ready: Condvar,
+    finished: Mutex<Vec<Finished>>,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+/// Small messages to be written.
+#[derive(Default)]
+pub(crate) struct Small {
+    pub(crate) waiting: VecDeque<(u64, NewMessage)>,
+    pub(crate) closed: bool,
+}
+
+#[derive(Default)]
+struct Commands {
+    waiting: Vec<Command>,
+    closed: bool,
+}
+
+/// A completion, and the stream it ends.
+pub(crate) struct Finished {
+    pub(crate) token: u64,
+    pub(crate) id: QueueId,
+    pub(crate) stream: Option<u64>,
+    pub(crate) result: Result<(), WriteError>,
+}
+
+impl Writer {
+    /// Starts the two threads. `wake` is called from them, once for each group of completions, and when
+    /// a stream's unwritten octets fall below [`STREAM_ABOVE`] again; it must not block.
+    pub fn start(dirs: WriterDirs, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
+        Self::start_with(dirs, wake, Ops::default())
+    }
+
+    /// As [`Writer::start`], with every file operation shown to `probe` first. For tests.
+    #[doc(hidden)]
+    pub fn start_probed(
+        dirs: WriterDirs,
+        wake: impl Fn() + Send + Sync + 'static,
+        probe: Probe,
+    ) -> io::Result<Self> {
+        Self::start_with(dirs, wake, Ops { probe: Some(probe) })
+    }
+
+    fn start_with(dirs: WriterDirs, wake: impl Fn() + Send + Sync + 'static, ops: Ops) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            small: Mutex::default(),
+            small_ready: Condvar::new(),
+            stream: Mutex::default(),
+            stream_ready: Condvar::new(),
+            finished: Mutex::default(),
+            wake: Box::new(wake),
+        });
+        let dirs = Arc::new(dirs);
+        let mut writer = Self { shared, streams: HashMap::new(), last_serial: 0, threads: Vec::new() };
+        writer.spawn("committer", &dirs, &ops, commit::run)?;
+        writer.spawn("streamer", &dirs, &ops, stream::run)?;
+        Ok(writer)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        dirs: &Arc<WriterDirs>,
+        ops: &Ops,
+        run: fn(&Arc<Shared>, &WriterDirs, &Ops),
+    ) -> io::Result<()> {
+        let (shared, dirs, ops) = (self.shared.clone(), dirs.clone(), ops.clone());
+        let builder = std::thread::Builder::new().name(name.to_owned());
+        self.threads.push(builder.spawn(move || run(&shared, &dirs, &ops))?);
+        Ok(())
+    }
+
+    /// Hands over a small message, whole.
+    pub fn submit(&mut self, token: u64, message: NewMessage) {
+        let mut small = self.shared.small();
+        small.waiting.push_back((token, message));
+        // A committer that is writing looks for itself when it is done: one wake a batch.
+        let first = small.waiting.len() == 1;
+        drop(small);
+        if first {
+            self.shared.small_ready.notify_one();
+        }
+    }
+
+    /// Begins a large message. A stream that `token` already named is aborted.
+    pub fn open_stream(&mut self, token: u64, id: QueueId) {
+        self.abort_stream(token);
+        self.last_serial += 1;
+        let (serial, unwritten) = (self.last_serial, Arc::new(AtomicUsize::new(0)));
+        self.streams.insert(token, Open { serial, unwritten: unwritten.clone() });
+        self.shared.command(Command::Open { serial, token, id, unwritten });
+    }
+
+    /// Hands over the next octets of a large message. Without effect when the stream is gone.
+    pub fn append(&mut self, token: u64, chunk: Vec<u8>) {
+        if let Some(Open { serial, unwritten }) = self.streams.get(&token) {
+            unwritten.fetch_add(chunk.len(), Ordering::Relaxed);
+            self.shared.command(Command::Append { serial: *serial, chunk });
+        }
+    }
+
+    /// Octets handed over and not yet written: stop reading the client above 256 KiB. There is a wake-up
+    /// when they fall below [`STREAM_ABOVE`] again.
+    pub fn unwritten(&self, token: u64) -> usize {
+        self.streams.get(&token).map_or(0, |stream| stream.unwritten.load(Ordering::Relaxed))
+    }
+
+    /// Ends a large message; its completion follows.
+    pub fn finish_stream(&mut self, token: u64, envelope: Envelope, prepend: Vec<u8>) {
+        if let Some(Open { serial, .. }) = self.streams.get(&token) {
+            let envelope = Box::new(envelope);
+            self.shared.command(Command::Finish { serial: *serial, envelope, prepend });
+        }
+    }
+
+    /// Gives up a large message. No completion follows, not even of a failure that was under way; but
+    /// what was finished before may stay accepted.
+    pub fn abort_stream(&mut self, token: u64) {
+        if let Some(Open { serial, .. }) = self.streams.remove(&token) {
+            self.shared.command(Command::Abort { serial });
+        }
+    }
+
+    /// What was completed since the last call; also streams that failed before they were finished, which
+    /// are then gone.
+    pub fn completions(&mut self) -> Vec<Completion> {
+        let finished = std::mem::take(&mut *lock(&self.shared.finished));
+        finished.into_iter().filter_map(|finished| self.completion(finished)).collect()
+    }
+
+    /// None when the stream was aborted meanwhile.
+    fn completion(&mut self, finished: Finished) -> Option<Completion> {
+        let Finished { token, id, stream, result } = finished;
+        if let Some(serial) = stream {
+            self.streams.get(&token).filter(|open| open.serial == serial)?;
+            self.streams.remove(&token);
+        }
+        Some(Completion { token, id, result })
+    }
+}
+
+impl Drop for Writer {
+    /// Waits until what was submitted is written; open streams are unlinked.
+    fn drop(&mut self) {
+        self.shared.small().closed = true;
+        lock(&self.shared.stream).closed = true;
+        self.shared.small_ready.notify_one();
+        self.shared.stream_ready.notify_one();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so; there is nobody left to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn small(&self) -> MutexGuard<'_, Small> {
+        lock(&self.small)
+    }
+
+    pub(crate) fn wait_small<'a>(&self, guard: MutexGuard<'a, Small>) -> MutexGuard<'a, Small> {
+        self.small_ready.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn command(&self, command: Command) {
+        let mut commands = lock(&self.stream);
+        commands.waiting.push(command);
+        let first = commands.waiting.len() == 1;
+        drop(commands);
+        if first {
+            self.stream_ready.notify_one();
+        }
+    }
+
+    /// Waits for commands and takes all of them. None when the writer is gone.
+    pub(crate) fn next_commands(&self) -> Option<Vec<Command>> {
+        let mut commands = lock(&self.stream);
+        while commands.waiting.is_empty() {
+            if commands.closed {
+                return None;
+            }
+            commands = self.stream_ready.wait(commands).unwrap_or_else(PoisonError::into_inner);
+        }
+        Some(std::mem::take(&mut commands.waiting))
+    }
+
+    pub(crate) fn report(&self, finished: impl IntoIterator<Item = Finished>) {
+        lock(&self.finished).extend(finished);
+        self.wake();
+    }
+
+    pub(crate) fn wake(&self) {
+        (self.wake)();
+    }
+}
+
+/// A thread that panicked while it held a lock left plain data behind, which is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

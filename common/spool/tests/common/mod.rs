@@ -1,0 +1,135 @@
+//! A spool on a desk, and messages to put into it.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use postern_address::{Mailbox, ReversePath};
+use postern_spool::*;
+
+pub struct Desk {
+    pub directory: tempfile::TempDir,
+    fds: HashMap<&'static str, OwnedFd>,
+    wake: Sender<()>,
+    woken: Receiver<()>,
+}
+
+impl Desk {
+    pub fn new() -> Self {
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    pub fn at(directory: tempfile::TempDir) -> Self {
+        create_directories(directory.path()).unwrap();
+        let open = |name| (name, File::open(directory.path().join(name)).unwrap().into());
+        let fds = DIRECTORIES.into_iter().map(open).collect();
+        let (wake, woken) = channel();
+        Self { directory, fds, wake, woken }
+    }
+
+    pub fn fd(&self, name: &str) -> BorrowedFd<'_> {
+        self.fds[name].as_fd()
+    }
+
+    pub fn path(&self, directory: &str, name: impl ToString) -> PathBuf {
+        self.directory.path().join(directory).join(name.to_string())
+    }
+
+    pub fn dirs(&self) -> WriterDirs {
+        let own = |name: &str| self.fds[name].try_clone().unwrap();
+        WriterDirs { tmp: own("tmp"), new: own("new") }
+    }
+
+    pub fn waker(&self) -> impl Fn() + Send + Sync + 'static {
+        let wake = std::sync::Mutex::new(self.wake.clone());
+        // The desk may be gone when the last thread ends.
+        move || drop(wake.lock().unwrap().send(()))
+    }
+
+    pub fn writer(&self) -> Writer {
+        Writer::start(self.dirs(), self.waker()).unwrap()
+    }
+
+    pub fn probed(&self, probe: Probe) -> Writer {
+        Writer::start_probed(self.dirs(), self.waker(), probe).unwrap()
+    }
+
+    /// Waits for so many completions.
+    pub fn wait(&self, writer: &mut Writer, count: usize) -> Vec<Completion> {
+        let mut done = Vec::new();
+        while done.len() < count {
+            self.next_wake();
+            done.extend(writer.completions());
+        }
+        done
+    }
+
+    pub fn next_wake(&self) {
+        self.woken.recv_timeout(Duration::from_secs(60)).expect("a wake-up within a minute");
+    }
+
+    pub fn open(&self, directory: &str, id: QueueId) -> SpoolFile {
+        SpoolFile::open(self.fd(directory), &id.to_string()).unwrap()
+    }
+
+    /// Asserts that the file named after this message's id holds it alone.
+    pub fn holds(&self, directory: &str, sent: &NewMessage) {
+        let file = self.open(directory, sent.id);
+        assert_eq!(file.messages().len(), 1);
+        assert_same(&file, 0, sent);
+    }
+
+    /// Every message in a directory, by id.
+    pub fn messages(&self, directory: &str) -> HashMap<QueueId, NewMessage> {
+        let mut all = HashMap::new();
+        for id in list(self.fd(directory)).unwrap().files {
+            let file = self.open(directory, id);
+            for n in 0..file.messages().len() {
+                let message = restore(&file, n);
+                assert!(all.insert(message.id, message).is_none(), "twice in the spool");
+            }
+        }
+        all
+    }
+}
+
+/// The message as it was handed to the writer.
+pub fn restore(file: &SpoolFile, n: usize) -> NewMessage {
+    let Stored { id, envelope, prepend, .. } = file.messages()[n].clone();
+    NewMessage { id, envelope, prepend, body: file.read_body(n).unwrap() }
+}
+
+pub fn assert_same(file: &SpoolFile, n: usize, sent: &NewMessage) {
+    assert!(restore(file, n) == *sent, "message {n} came back changed");
+}
+
+pub fn id(n: u64) -> QueueId {
+    IdAllocator::new(Slot::worker(0)).next(1_790_000_000_000_000 + n)
+}
+
+pub fn message(n: u64, body: &[u8]) -> NewMessage {
+    NewMessage {
+        id: id(n),
+        envelope: envelope(n),
+        prepend: b"Received: by us\r\n".to_vec(),
+        body: body.to_vec(),
+    }
+}
+
+pub fn envelope(n: u64) -> Envelope {
+    Envelope {
+        reverse_path: ReversePath::Mailbox(Mailbox::parse("sender@example.org").unwrap()),
+        recipients: (0..=n % 3).map(|k| Mailbox::parse(&format!("u{k}@example.net")).unwrap()).collect(),
+        arrival: Timestamp(1_790_000_000_000 + n),
+        body: BodyType::EightBit,
+        origin: Origin::Smtp {
+            address: "192.0.2.1".parse().unwrap(),
+            name: Some("client.example".into()),
+            helo: "client".into(),
+        },
+    }
+}
