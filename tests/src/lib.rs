@@ -1,3 +1,67 @@
-//! postern-tests
+//! NAME
+//!     postern-tests: the rig that starts the whole system for real
+//!
+//! WHAT IT DOES
+//!     [`System`] writes a configuration into a directory of its own, starts `postern run` on ports that the
+//!     kernel picks, waits for its `ready` event, and ends it by SIGTERM. [`Smtp`] speaks to it byte for
+//!     byte, [`Log`] waits for an event of its JSON log, [`maildir`] reads what was delivered. [`Sink`] is a
+//!     next hop with any fault one likes; [`Dovecot`], [`SmtpSink`] and [`Nsd`] are strangers' servers.
+//!
+//!     ```no_run
+//!     use postern_tests::{System, message};
+//!     let system = System::start();
+//!     let id = system.smtp().send("a@x.test", &["u@v.test"], &message("hello")).unwrap();
+//!     system.finished(&id);
+//!     assert_eq!(system.maildir("u@v.test").len(), 1);
+//!     ```
+//!
+//! TALKS TO
+//!     Only addresses of 127.0.0.0/8; an [`Address`] is one of them that no other test has, with all its ports.
+//!
+//! TRUST
+//!     Started by root, the system gets its system users, and the strangers' servers run as `nobody`;
+//!     [`Builder::unprivileged`] runs the whole system as `nobody`. Otherwise all run as the caller.
+//!
+//! FAILURE
+//!     It panics: a rig that goes on is a test that lies. A panicking test shows the system's log. A peer
+//!     that is not installed is an error with `POSTERN_CI=1`, and otherwise a loud `SKIPPED`.
 
 #![forbid(unsafe_code)]
+// A rig's way to fail is to panic.
+#![allow(clippy::unwrap_used)]
+
+mod log;
+mod maildir;
+mod need;
+mod net;
+mod peers;
+mod process;
+mod sink;
+mod smtp;
+mod system;
+
+pub use log::Log;
+pub use maildir::{Mail, maildir};
+pub use need::{have, have_root, python};
+pub use net::Address;
+pub use peers::{Dovecot, Nsd, SmtpSink};
+pub use process::{Process, until};
+pub use sink::{Answer, Sink, Taken};
+pub use smtp::{Reply, Smtp};
+pub use system::{Builder, System};
+
+/// A small message with CRLF line ends: a subject, and a body of one line.
+pub fn message(subject: &str) -> Vec<u8> {
+    format!("From: <a@x.test>\r\nSubject: {subject}\r\n\r\nThis is {subject}.\r\n").into_bytes()
+}
+
+/// The part of a message behind the lines that were put before it: from the first line that begins with
+/// `first` on.
+pub fn from_line<'a>(message: &'a [u8], first: &[u8]) -> &'a [u8] {
+    let starts = std::iter::once(0)
+        .chain(message.iter().enumerate().filter(|(_, octet)| **octet == b'\n').map(|(at, _)| at + 1));
+    starts
+        .map(|at| &message[at..])
+        .find(|rest| rest.starts_with(first))
+        .unwrap_or_else(|| panic!("no line begins with {:?}", String::from_utf8_lossy(first)))
+}
