@@ -1,0 +1,287 @@
+//! What a command line says (RFC 5321 §4.1.1). A command that parses is well-formed to its last
+//! character; whether it makes sense now is the session's to say.
+
+use postern_address::{ForwardPath, ReversePath};
+
+use crate::reply::{EnhancedCode, Reply};
+
+/// A command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// HELO with the client's name.
+    Helo(&'a str),
+    /// EHLO with the client's name.
+    Ehlo(&'a str),
+    /// LHLO with the client's name (RFC 2033).
+    Lhlo(&'a str),
+    /// MAIL
+    Mail(Mail),
+    /// RCPT
+    Rcpt(ForwardPath),
+    /// DATA
+    Data,
+    /// RSET
+    Rset,
+    /// NOOP, with anything behind it.
+    Noop,
+    /// VRFY of anything.
+    Vrfy,
+    /// HELP, with anything behind it.
+    Help,
+    /// QUIT
+    Quit,
+}
+
+/// MAIL and its parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mail {
+    /// Where bounces go.
+    pub reverse_path: ReversePath,
+    /// SIZE= (RFC 1870): what the client believes the content will be.
+    pub size: Option<u64>,
+    /// BODY=8BITMIME (RFC 6152).
+    pub eight_bit: bool,
+}
+
+/// A line that is no command we take: which command it tried to be, and the reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// For the log: `RCPT`, or `UNKNOWN`.
+    pub verb: &'static str,
+    /// For the client.
+    pub reply: Reply,
+}
+
+const SYNTAX: EnhancedCode = EnhancedCode::new(5, 5, 2);
+const NOT_IMPLEMENTED: EnhancedCode = EnhancedCode::new(5, 5, 1);
+const ARGUMENT: EnhancedCode = EnhancedCode::new(5, 5, 4);
+const SENDER_SYNTAX: EnhancedCode = EnhancedCode::new(5, 1, 7);
+const RECIPIENT_SYNTAX: EnhancedCode = EnhancedCode::new(5, 1, 3);
+const NOT_ASCII: EnhancedCode = EnhancedCode::new(5, 6, 7);
+
+/// Known and not offered: 502 instead of 500 (RFC 5321 §4.2.4).
+const NOT_OFFERED: [&str; 10] =
+    ["EXPN", "TURN", "SEND", "SOML", "SAML", "ETRN", "STARTTLS", "AUTH", "BDAT", "ATRN"];
+
+/// Parses a line without its CRLF.
+pub fn parse(line: &[u8]) -> Result<Command<'_>, Refused> {
+    let unknown = || refused("UNKNOWN", 500, SYNTAX, "Error: command not recognized");
+    let line = std::str::from_utf8(line).map_err(|_| unknown())?;
+    if line.bytes().any(|b| b.is_ascii_control() && b != b'\t') {
+        return Err(unknown());
+    }
+    let line = line.trim_end_matches([' ', '\t']);
+    let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let is = |name: &str| verb.eq_ignore_ascii_case(name);
+    if is("MAIL") {
+        mail(rest).map(Command::Mail)
+    } else if is("RCPT") {
+        rcpt(rest).map(Command::Rcpt)
+    } else if is("DATA") {
+        bare("DATA", rest, Command::Data)
+    } else if is("EHLO") {
+        client_name("EHLO", rest).map(Command::Ehlo)
+    } else if is("HELO") {
+        client_name("HELO", rest).map(Command::Helo)
+    } else if is("LHLO") {
+        client_name("LHLO", rest).map(Command::Lhlo)
+    } else if is("RSET") {
+        bare("RSET", rest, Command::Rset)
+    } else if is("QUIT") {
+        bare("QUIT", rest, Command::Quit)
+    } else if is("NOOP") {
+        Ok(Command::Noop)
+    } else if is("HELP") {
+        Ok(Command::Help)
+    } else if is("VRFY") && rest.trim().is_empty() {
+        Err(refused("VRFY", 501, ARGUMENT, "Syntax: VRFY address"))
+    } else if is("VRFY") {
+        Ok(Command::Vrfy)
+    } else if let Some(name) = NOT_OFFERED.into_iter().find(|name| is(name)) {
+        Err(refused(name, 502, NOT_IMPLEMENTED, "Error: command not implemented"))
+    } else {
+        Err(unknown())
+    }
+}
+
+fn refused(verb: &'static str, code: u16, enhanced: EnhancedCode, text: &str) -> Refused {
+    Refused { verb, reply: Reply::new(code, enhanced, text) }
+}
+
+fn bare<'a>(verb: &'static str, rest: &str, command: Command<'a>) -> Result<Command<'a>, Refused> {
+    if rest.trim().is_empty() {
+        return Ok(command);
+    }
+    Err(refused(verb, 501, ARGUMENT, &format!("Syntax: {verb}")))
+}
+
+/// One word of printable characters. That it is the client's domain or address literal, as the grammar
+/// has it, is not checked: RFC 5321 §4.1.4 forbids to refuse mail for a name that does not verify, and the
+/// field is full of names with underscores and worse. It goes into one line of the trace and of the log.
+fn client_name<'a>(verb: &'static str, rest: &'a str) -> Result<&'a str, Refused> {
+    let name = rest.trim();
+    let printable = name.bytes().all(|b| b.is_ascii_graphic());
+    if name.is_empty() || name.len() > 255 || !printable {
+        return Err(refused(verb, 501, ARGUMENT, &format!("Syntax: {verb} hostname")));
+    }
+    Ok(name)
+}
+
+fn mail(rest: &str) -> Result<Mail, Refused> {
+    let syntax = || refused("MAIL", 501, ARGUMENT, "Syntax: MAIL FROM:<address>");
+    let (path, parameters) = path(rest, "FROM:").ok_or_else(syntax)?;
+    let reverse_path = ReversePath::parse(path)
+        .map_err(|error| refused("MAIL", 501, SENDER_SYNTAX, &format!("Bad sender address: {error}")))?;
+    if !reverse_path.as_str().is_ascii() {
+        return Err(refused("MAIL", 553, NOT_ASCII, "SMTPUTF8 is not offered"));
+    }
+    let mut mail = Mail { reverse_path, size: None, eight_bit: false };
+    let mut body = None;
+    for parameter in parameters.split([' ', '\t']).filter(|p| !p.is_empty()) {
+        let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        if key.eq_ignore_ascii_case("SIZE") && mail.size.is_none() {
+            mail.size = Some(octets(value).ok_or_else(|| argument("MAIL", "SIZE"))?);
+        } else if key.eq_ignore_ascii_case("BODY") && body.is_none() {
+            body = Some(is_eight_bit(value).ok_or_else(|| argument("MAIL", "BODY"))?);
+        } else if key.eq_ignore_ascii_case("SIZE") || key.eq_ignore_ascii_case("BODY") {
+            return Err(argument("MAIL", key));
+        } else {
+            return Err(refused("MAIL", 555, ARGUMENT, "Unsupported MAIL parameter"));
+        }
+    }
+    mail.eight_bit = body.unwrap_or(false);
+    Ok(mail)
+}
+
+fn rcpt(rest: &str) -> Result<ForwardPath, Refused> {
+    let syntax = || refused("RCPT", 501, ARGUMENT, "Syntax: RCPT TO:<address>");
+    let (path, parameters) = path(rest, "TO:").ok_or_else(syntax)?;
+    let forward_path = ForwardPath::parse(path).map_err(|error| {
+        refused("RCPT", 501, RECIPIENT_SYNTAX, &format!("Bad recipient address: {error}"))
+    })?;
+    if !path.is_ascii() && matches!(&forward_path, ForwardPath::Mailbox(m) if !m.is_ascii()) {
+        return Err(refused("RCPT", 553, NOT_ASCII, "SMTPUTF8 is not offered"));
+    }
+    if !parameters.trim().is_empty() {
+        return Err(refused("RCPT", 555, ARGUMENT, "Unsupported RCPT parameter"));
+    }
+    Ok(forward_path)
+}
+
+fn argument(verb: &'static str, key: &str) -> Refused {
+    let key = key.to_ascii_uppercase();
+    refused(verb, 501, ARGUMENT, &format!("Bad or repeated {key} parameter"))
+}
+
+/// `FROM:<path> parameters`: the path with its brackets, and what follows. Blanks before the path are no
+/// part of the grammar, but of the field.
+fn path<'a>(rest: &'a str, keyword: &str) -> Option<(&'a str, &'a str)> {
+    let head = rest.get(..keyword.len())?;
+    let rest = rest[keyword.len()..].trim_start_matches(' ');
+    if !head.eq_ignore_ascii_case(keyword) || !rest.starts_with('<') {
+        return None;
+    }
+    let end = path_end(rest)?;
+    let (path, parameters) = rest.split_at(end);
+    (parameters.is_empty() || parameters.starts_with([' ', '\t'])).then_some((path, parameters))
+}
+
+/// The index behind the `>` that is not within a quoted string.
+fn path_end(text: &str) -> Option<usize> {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, b) in text.bytes().enumerate() {
+        match b {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'>' if !quoted => return Some(at + 1),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// 1 to 20 digits (RFC 1870 §3).
+fn octets(value: &str) -> Option<u64> {
+    let digits = !value.is_empty() && value.len() <= 20 && value.bytes().all(|b| b.is_ascii_digit());
+    // More than fits is more than we take.
+    digits.then(|| value.parse().unwrap_or(u64::MAX))
+}
+
+fn is_eight_bit(value: &str) -> Option<bool> {
+    match () {
+        () if value.eq_ignore_ascii_case("8BITMIME") => Some(true),
+        () if value.eq_ignore_ascii_case("7BIT") => Some(false),
+        () => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn code(line: &str) -> u16 {
+        parse(line.as_bytes()).map_or_else(|refused| refused.reply.code, |_| 250)
+    }
+
+    #[test]
+    fn understood() {
+        assert_eq!(parse(b"eHLO  [192.0.2.1] "), Ok(Command::Ehlo("[192.0.2.1]")));
+        assert_eq!(parse(b"noop x y"), Ok(Command::Noop));
+        let Ok(Command::Mail(mail)) = parse(b"MAIL from: <\"a>b\"@X.org> size=00100 Body=8bitMIME") else {
+            panic!()
+        };
+        assert_eq!(mail.reverse_path.as_str(), "\"a>b\"@x.org");
+        assert_eq!((mail.size, mail.eight_bit), (Some(100), true));
+        assert_eq!(parse(b"RCPT TO:<postmaster>"), Ok(Command::Rcpt(ForwardPath::Postmaster)));
+        assert_eq!(code("MAIL FROM:<>"), 250);
+        assert_eq!(code("MAIL FROM:<> SIZE=99999999999999999999"), 250);
+        assert_eq!(code("RCPT TO:<@a.b,@c.d:u@v.test>"), 250);
+    }
+
+    #[test]
+    fn refused_with_the_right_code() {
+        for (line, expected) in [
+            ("", 500),
+            ("FOO", 500),
+            ("MAILFROM:<a@b>", 500),
+            ("NOOP\tx", 500),
+            ("STARTTLS", 502),
+            ("SAML FROM:<a@b>", 502),
+            ("EHLO", 501),
+            ("HELO a b", 501),
+            ("DATA x", 501),
+            ("QUIT now", 501),
+            ("VRFY", 501),
+            ("MAIL", 501),
+            ("MAIL FROM:", 501),
+            ("MAIL FROM:a@b", 501),
+            ("MAIL FROM:<a@b", 501),
+            ("MAIL FROM:<a@b>SIZE=1", 501),
+            ("MAIL FROM:<a b@c>", 501),
+            ("MAIL FROM:<a@b> SIZE=", 501),
+            ("MAIL FROM:<a@b> SIZE=-1", 501),
+            ("MAIL FROM:<a@b> SIZE=1 SIZE=1", 501),
+            ("MAIL FROM:<a@b> BODY=BINARYMIME", 501),
+            ("MAIL FROM:<a@b> SMTPUTF8", 555),
+            ("MAIL FROM:<a@b> AUTH=<>", 555),
+            ("MAIL FROM:<\u{fc}@b>", 553),
+            ("RCPT TO:<>", 501),
+            ("RCPT TO:<a>", 501),
+            ("RCPT TO:<a@b> NOTIFY=NEVER", 555),
+            ("RCPT TO:<\u{fc}@b>", 553),
+        ] {
+            assert_eq!(code(line), expected, "{line:?}");
+        }
+        assert_eq!(parse(b"\xff\xfe").unwrap_err().reply.code, 500);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(line in "(MAIL FROM:|RCPT TO:|mail |EHLO |)[<>\"\\\\a@.: =\u{e9}\t]{0,30}") {
+            let _ = parse(line.as_bytes());
+        }
+    }
+}
