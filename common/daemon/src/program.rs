@@ -1,7 +1,7 @@
 //! From exec to exit.
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -40,6 +40,12 @@ pub trait Program: Sized {
 
     /// Files and directories of the configuration that it reads itself; the sandbox lets it.
     fn readable(config: &Self::Config) -> Vec<PathBuf> {
+        let _ = config;
+        Vec::new()
+    }
+
+    /// Directories of the configuration that it works in, beyond those handed to it.
+    fn writable(config: &Self::Config) -> Vec<PathBuf> {
         let _ = config;
         Vec::new()
     }
@@ -136,11 +142,14 @@ fn serve<P: Program>(mut control: Control) -> Result<(), End> {
     };
     let mut log = Log::new(log, kind, me.role.name());
     let rooted = identity.is_some();
+    let handles: Handles = handles.into_iter().zip(descriptors).collect();
     let begun = (|| -> Result<_, String> {
         let config: P::Config = read_config(config)?;
-        let readable = P::readable(&config);
-        let report = postern_sandbox::enter(&Confinement { role: me.role, identity, readable })
-            .map_err(|e| format!("cannot enter the sandbox: {e}"))?;
+        let (readable, writable) = (P::readable(&config), P::writable(&config));
+        let directories = handles.iter().map(|(handle, fd)| (handle.clone(), fd.as_fd())).collect();
+        let report =
+            postern_sandbox::enter(&Confinement { role: me.role, identity, readable, writable, directories })
+                .map_err(|e| format!("cannot enter the sandbox: {e}"))?;
         let (landlock, seccomp, user) = (&*report.landlock, &*report.seccomp, &*report.user);
         log.emit(&Event::Sandboxed { landlock, seccomp, user });
         let poll = Poll::new().map_err(|e| format!("event loop: {e}"))?;
@@ -157,7 +166,6 @@ fn serve<P: Program>(mut control: Control) -> Result<(), End> {
     if let Err(error) = host.watch(&control, CONTROL) {
         return Err(failed(host, format!("event loop: {error}")));
     }
-    let handles = handles.into_iter().zip(descriptors).collect();
     match P::start(&mut host, config, handles) {
         Ok(program) => turn_until_stopped(host, poll, control, program),
         Err(error) => Err(failed(host, error.0)),

@@ -1,0 +1,117 @@
+//! The table: what each program may do. Everything that is not here is refused.
+
+use caps::Capability;
+use postern_ipc::Role;
+
+/// One program's line of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Profile {
+    /// Capabilities kept when master was started by root. Everybody else keeps none.
+    pub capabilities: &'static [Capability],
+    /// Holds a descriptor for each client or server: its limit is raised as far as it goes.
+    pub many_descriptors: bool,
+    /// Paths it may read, with everything beneath them; those that do not exist are left out.
+    pub read: &'static [&'static str],
+    /// What it may do in the spool directories it was handed.
+    pub spool: Spool,
+    /// Which sockets it may make.
+    pub network: Network,
+    /// Groups of calls beyond those of every program.
+    pub calls: &'static [Calls],
+}
+
+/// Rights in the spool directories among a program's handles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spool {
+    /// It has none.
+    None,
+    /// Create and write new files, move and remove them; not read: another message is none of its business.
+    Write,
+    /// Everything a queue does.
+    Manage,
+}
+
+/// Which sockets a program may make. Those it was handed it may use in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// None at all.
+    None,
+    /// Internet sockets, to connect by TCP.
+    Connect,
+    /// The same, and Unix sockets by path.
+    ConnectUnix,
+    /// Internet sockets for UDP and TCP; it may bind UDP ports to receive answers.
+    Dns,
+}
+
+/// A group of system calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calls {
+    /// Take connections from a listener.
+    Accept,
+    /// Open files for writing, create, rename, remove, sync.
+    WriteFiles,
+    /// Watch directories.
+    Watch,
+    /// Memory files, to hand on part of a file.
+    MemoryFiles,
+    /// Map memory executable: name service modules are loaded while running.
+    LoadLibraries,
+    /// Fork, wait, become another user than root, confine the child.
+    Workers,
+}
+
+/// What every program may read: the time zone, and the devices that libraries open.
+pub const READ_BY_ALL: &[&str] = &["/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom", "/dev/null"];
+
+/// Accounts: `/etc` as a directory, since `useradd` and editors replace the files in it, and a rule for a
+/// file follows the file. What in it is secret, ownership guards. The libraries are name service modules.
+const ACCOUNTS: &[&str] = &["/etc", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"];
+
+const NOTHING: Profile = Profile {
+    capabilities: &[],
+    many_descriptors: false,
+    read: &[],
+    spool: Spool::None,
+    network: Network::None,
+    calls: &[],
+};
+
+/// The profile of a program; none for master, which is not confined by itself.
+pub fn of(role: Role) -> Option<Profile> {
+    Some(match role {
+        Role::Master => return None,
+        Role::Smtpd => Profile {
+            many_descriptors: true,
+            spool: Spool::Write,
+            calls: &[Calls::Accept, Calls::WriteFiles],
+            ..NOTHING
+        },
+        Role::QueueManager => Profile {
+            spool: Spool::Manage,
+            calls: &[Calls::WriteFiles, Calls::Watch, Calls::MemoryFiles],
+            ..NOTHING
+        },
+        Role::DeliveryRemote => Profile { many_descriptors: true, network: Network::Connect, ..NOTHING },
+        Role::Lmtp => Profile { many_descriptors: true, network: Network::ConnectUnix, ..NOTHING },
+        // Its workers inherit its rules and can only narrow them, so it holds what they need together.
+        // The capabilities are the two that become a user: that user makes and locks his own mailbox, so
+        // no CAP_CHOWN and no CAP_DAC_OVERRIDE. (For an mbox in a directory of group mail the worker is
+        // given that group.)
+        Role::DeliveryLocal => Profile {
+            capabilities: &[Capability::CAP_SETUID, Capability::CAP_SETGID],
+            read: ACCOUNTS,
+            calls: &[Calls::WriteFiles, Calls::LoadLibraries, Calls::Workers],
+            ..NOTHING
+        },
+        Role::Lookup => Profile { read: ACCOUNTS, calls: &[Calls::LoadLibraries], ..NOTHING },
+        Role::Auth | Role::Keys | Role::Verify => NOTHING,
+        // The directory behind /etc/resolv.conf, since it is rewritten by rename too.
+        Role::Resolver => Profile {
+            many_descriptors: true,
+            read: &["/etc/resolv.conf", "/etc/hosts", "/run/systemd/resolve", "/run/resolvconf"],
+            network: Network::Dns,
+            ..NOTHING
+        },
+    })
+}
