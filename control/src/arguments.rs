@@ -72,7 +72,8 @@ pub(crate) enum QueueCommand {
 }
 
 fn queue_id(text: &str) -> Result<QueueId, String> {
-    QueueId::parse(text).ok_or_else(|| "a queue id has 13 letters and digits, as `postern queue list` shows it".into())
+    QueueId::parse(text)
+        .ok_or_else(|| "a queue id has 13 letters and digits, as `postern queue list` shows it".into())
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ fn check(path: &Path, json: bool) -> Result<(), Failure> {
     if json {
         table::print_json(&config);
     } else {
-        println!("{}", config.describe().trim_end());
+        println!("{}", config.explain().trim_end());
     }
     Ok(())
 }

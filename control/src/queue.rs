@@ -24,7 +24,9 @@ pub(crate) fn queue(config: &Config, command: &QueueCommand, as_json: bool) -> R
     let now = Timestamp::now();
     ask(&config.runtime, &Request::Queue(request), |reply| match reply {
         // Printed as they come: a queue may be longer than memory.
-        Reply::Messages(messages) if as_json => messages.iter().for_each(|m| table::print_json(&summary_json(m))),
+        Reply::Messages(messages) if as_json => {
+            messages.iter().for_each(|m| table::print_json(&summary_json(m)))
+        }
         Reply::Messages(messages) => {
             listed += messages.len();
             messages.iter().for_each(|message| print_summary(message, now));
@@ -52,7 +54,10 @@ pub(crate) fn queue(config: &Config, command: &QueueCommand, as_json: bool) -> R
 fn print_summary(message: &MessageSummary, now: Timestamp) {
     let age = table::span(now.0.saturating_sub(message.arrival.0));
     let state = state(message.state, now);
-    table::out(&format!("{}  {state}  {} octets  {age} old  {}", message.id, message.size, message.reverse_path));
+    table::out(&format!(
+        "{}  {state}  {} octets  {age} old  {}",
+        message.id, message.size, message.reverse_path
+    ));
     for (recipient, why) in &message.recipients {
         let why = why.as_deref().map(|why| format!("  ({})", visible(why))).unwrap_or_default();
         table::out(&format!("    to <{recipient}>{why}"));
@@ -81,7 +86,9 @@ fn print_detail(detail: &MessageDetail, now: Timestamp) {
 fn state(state: MessageState, now: Timestamp) -> String {
     match state {
         MessageState::Active => "active".into(),
-        MessageState::Deferred(until) => format!("deferred, next try in {}", table::span(until.0.saturating_sub(now.0))),
+        MessageState::Deferred(until) => {
+            format!("deferred, next try in {}", table::span(until.0.saturating_sub(now.0)))
+        }
         MessageState::Held => "held".into(),
     }
 }

@@ -52,7 +52,10 @@ pub(crate) fn start(path: &Path, config: &Config) -> Result<(), Failure> {
             return Err(Failure::new(1, format!("the system ended at once ({status}): see the log ({log})")));
         }
     }
-    Err(Failure::new(1, format!("the system (process {}) does not serve after {PATIENCE:?}: see the log", child.id())))
+    Err(Failure::new(
+        1,
+        format!("the system (process {}) does not serve after {PATIENCE:?}: see the log", child.id()),
+    ))
 }
 
 /// The command that becomes postern-master: it lies beside this program, or in `../lib/postern`. The
@@ -62,7 +65,10 @@ fn master(config: &Path) -> Result<Command, Failure> {
     let beside = own.parent().unwrap_or(Path::new("/"));
     let places: [PathBuf; 2] = [beside.join("postern-master"), beside.join("../lib/postern/postern-master")];
     let Some(master) = places.iter().find(|place| place.exists()) else {
-        return Err(Failure::new(69, format!("postern-master is neither beside {} nor in ../lib/postern", own.display())));
+        return Err(Failure::new(
+            69,
+            format!("postern-master is neither beside {} nor in ../lib/postern", own.display()),
+        ));
     };
     let config = std::path::absolute(config).map_err(|e| Failure::new(66, e))?;
     let mut command = Command::new(master);

@@ -17,7 +17,11 @@ pub(crate) fn print(heading: &[&str], rows: &[Vec<String>]) {
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut text = String::new();
         for (n, cell) in cells.enumerate() {
-            let padding = if n + 1 == columns { 0 } else { widths.get(n).copied().unwrap_or(0) + 2 - cell.chars().count() };
+            let padding = if n + 1 == columns {
+                0
+            } else {
+                widths.get(n).copied().unwrap_or(0) + 2 - cell.chars().count()
+            };
             text.push_str(cell);
             text.extend(std::iter::repeat_n(' ', padding));
         }

@@ -47,4 +47,3 @@ pub(crate) fn drop_group() -> Result<u32, Fatal> {
         Err(error) => Err(Fatal::because(format!("looking up system group {DROP_GROUP}"), error)),
     }
 }
-

@@ -41,7 +41,11 @@ impl Resources {
         Ok(Self {
             directories: spool(&config.spool)?,
             mailbox_base: mailbox_base(config)?,
-            tls: config.tls.as_ref().map(|tls| Ok((readable(&tls.key)?, readable(&tls.certificate)?))).transpose()?,
+            tls: config
+                .tls
+                .as_ref()
+                .map(|tls| Ok((readable(&tls.key)?, readable(&tls.certificate)?)))
+                .transpose()?,
             listeners: config.listen.iter().map(bind).collect::<Result<_, _>>()?,
         })
     }
@@ -58,7 +62,9 @@ impl Resources {
                 for (n, listener) in self.listeners.iter().enumerate() {
                     give(Handle::Listener(n as u16), listener)?;
                 }
-                for (name, directory) in self.directories.iter().filter(|(name, _)| matches!(*name, "tmp" | "new")) {
+                for (name, directory) in
+                    self.directories.iter().filter(|(name, _)| matches!(*name, "tmp" | "new"))
+                {
                     give(Handle::SpoolDirectory((*name).to_owned()), directory)?;
                 }
             }
@@ -105,7 +111,8 @@ pub(crate) fn log(target: &LogTarget) -> Result<(OwnedFd, LogKind), Fatal> {
         let opened = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
         opened.map(OwnedFd::from).map_err(|e| Fatal::because(format!("log {}", path.display()), e))
     };
-    let stderr = || std::io::stderr().as_fd().try_clone_to_owned().map_err(|e| Fatal::because("log stderr", e));
+    let stderr =
+        || std::io::stderr().as_fd().try_clone_to_owned().map_err(|e| Fatal::because("log stderr", e));
     Ok(match target {
         LogTarget::Syslog => (syslog()?, LogKind::Syslog),
         LogTarget::TextStderr => (stderr()?, LogKind::Text),
@@ -139,7 +146,8 @@ fn spool(path: &Path) -> Result<Vec<(&'static str, OwnedFd)>, Fatal> {
     let mut opened = Vec::new();
     for name in postern_spool::DIRECTORIES {
         let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
-        let directory = OpenOptions::new().read(true).custom_flags(flags).open(path.join(name)).map_err(failed)?;
+        let directory =
+            OpenOptions::new().read(true).custom_flags(flags).open(path.join(name)).map_err(failed)?;
         if let Some(owners) = &owners {
             let (uid, gid, mode) = owners.of(name);
             fchown(&directory, Some(uid), Some(gid)).map_err(|e| failed(e.into()))?;
@@ -161,7 +169,9 @@ fn lock(directory: &File, path: &Path) -> Result<(), Fatal> {
         match directory.try_lock() {
             Ok(()) => return Ok(()),
             // No event tells of a lock's release without blocking on it.
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
             Err(TryLockError::WouldBlock) => {
                 return Err(Fatal(format!("another Postern is running on the spool {}", path.display())));
             }
@@ -225,7 +235,11 @@ fn bind(listen: &Listen) -> Result<OwnedFd, Fatal> {
             nix::errno::Errno::EADDRINUSE => ": another mail server is running there",
             _ => "",
         };
-        Fatal(format!("cannot listen on {} ({}): {error}{hint}", listen.address, service_name(listen.service)))
+        Fatal(format!(
+            "cannot listen on {} ({}): {error}{hint}",
+            listen.address,
+            service_name(listen.service)
+        ))
     })
 }
 

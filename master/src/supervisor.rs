@@ -65,7 +65,11 @@ enum Phase {
     Starting,
     Running,
     /// In this stage of [`STAGES`] until this instant; a failed start ends with status 1.
-    Stopping { stage: usize, kill_at: Instant, failed: bool },
+    Stopping {
+        stage: usize,
+        kill_at: Instant,
+        failed: bool,
+    },
 }
 
 impl Supervisor {
@@ -121,11 +125,17 @@ impl Supervisor {
             {
                 self.log.emit(&Event::Stopped);
                 self.log.flush();
-                return if failed { Err(Fatal("the system did not start: see the log".into())) } else { Ok(()) };
+                return if failed {
+                    Err(Fatal("the system did not start: see the log".into()))
+                } else {
+                    Ok(())
+                };
             }
             let patience = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
             match self.poll.poll(&mut events, patience.map(|p| p + Duration::from_millis(1))) {
-                Err(e) if e.kind() != std::io::ErrorKind::Interrupted => return Err(Fatal::because("event loop", e)),
+                Err(e) if e.kind() != std::io::ErrorKind::Interrupted => {
+                    return Err(Fatal::because("event loop", e));
+                }
                 _ => {}
             }
             for token in events.iter().map(|event| event.token()).collect::<Vec<_>>() {
@@ -164,7 +174,8 @@ impl Supervisor {
         }
         if let Phase::Stopping { stage, kill_at, failed } = self.phase {
             let (chosen, _) = STAGES[stage];
-            let mut left = self.children.iter_mut().filter(|c| chosen(c.peer.role) && c.running.is_some()).peekable();
+            let mut left =
+                self.children.iter_mut().filter(|c| chosen(c.peer.role) && c.running.is_some()).peekable();
             if left.peek().is_none() && stage + 1 < STAGES.len() {
                 self.stop_stage(stage + 1, failed);
             } else if kill_at <= now {
@@ -192,7 +203,8 @@ impl Supervisor {
         let (handles, handed): (Vec<_>, Vec<_>) =
             self.resources.handles(peer.role).map_err(|e| failed(&e))?.into_iter().unzip();
         descriptors.extend(handed);
-        let start = ToChild::Start { me: peer, handles, identity: identity::of(peer.role)?, log: self.log_kind };
+        let start =
+            ToChild::Start { me: peer, handles, identity: identity::of(peer.role)?, log: self.log_kind };
         running.link.send_with(&start, descriptors).map_err(|e| failed(&e))?;
         watch(&self.poll, &running.link, Token(FIRST_CHILD + place))?;
         let pid = running.process.id();
@@ -232,7 +244,9 @@ impl Supervisor {
 
     fn hear_child(&mut self, place: usize) {
         loop {
-            let Some(running) = self.children.get_mut(place).and_then(|child| child.running.as_mut()) else { return };
+            let Some(running) = self.children.get_mut(place).and_then(|child| child.running.as_mut()) else {
+                return;
+            };
             let heard = running.link.flush().and_then(|()| running.link.receive());
             match heard {
                 Ok(None) => return,
@@ -241,7 +255,9 @@ impl Supervisor {
                     self.check_ready();
                 }
                 Ok(Some((FromChild::LogBroken, _))) => self.reopen_log(place),
-                Ok(Some((answer, _))) => self.gathers.iter_mut().for_each(|gather| gather.answer(place, &answer)),
+                Ok(Some((answer, _))) => {
+                    self.gathers.iter_mut().for_each(|gather| gather.answer(place, &answer))
+                }
                 // It is dying, and its death will be seen; the socket would wake us until then.
                 Err(error) => {
                     let _ = self.poll.registry().deregister(&mut SourceFd(&running.link.as_raw_fd()));
@@ -264,12 +280,17 @@ impl Supervisor {
     }
 
     fn check_ready(&mut self) {
-        let all = self.children.iter().all(|child| child.running.as_ref().is_some_and(|running| running.ready));
+        let all =
+            self.children.iter().all(|child| child.running.as_ref().is_some_and(|running| running.ready));
         if self.phase == Phase::Starting && all {
             self.phase = Phase::Running;
             self.log.emit(&Event::Ready { milliseconds: self.began.elapsed().as_millis() as u64 });
             if let Err(error) = notify("READY=1") {
-                self.log.note(Level::Warning, None, &format!("cannot tell NOTIFY_SOCKET that we serve: {error}"));
+                self.log.note(
+                    Level::Warning,
+                    None,
+                    &format!("cannot tell NOTIFY_SOCKET that we serve: {error}"),
+                );
             }
         }
     }
@@ -383,10 +404,18 @@ impl Supervisor {
         Ok(())
     }
 
-    fn finish_reload(&mut self, connection: Option<Token>, config: Config, log: OwnedFd, refusals: Vec<(usize, String)>) {
+    fn finish_reload(
+        &mut self,
+        connection: Option<Token>,
+        config: Config,
+        log: OwnedFd,
+        refusals: Vec<(usize, String)>,
+    ) {
         if !refusals.is_empty() {
-            let words: Vec<_> =
-                refusals.iter().map(|(place, why)| format!("{}: {why}", self.children[*place].peer)).collect();
+            let words: Vec<_> = refusals
+                .iter()
+                .map(|(place, why)| format!("{}: {why}", self.children[*place].peer))
+                .collect();
             (0..self.children.len()).for_each(|place| self.tell(place, &ToChild::Abort, Vec::new()));
             self.log.emit(&Event::Reloaded { outcome: Err(&words.join("; ")) });
             self.answer(connection, Reply::Refused(words.join("; ")));
@@ -441,7 +470,8 @@ impl Supervisor {
     fn serve(&mut self, token: Token, request: Request) {
         let may_change = self.connections.get(&token).is_some_and(|connection| connection.may_change);
         if !may_change && request != Request::Status {
-            return self.answer(Some(token), Reply::Refused("only root and Postern's own user may do this".into()));
+            return self
+                .answer(Some(token), Reply::Refused("only root and Postern's own user may do this".into()));
         }
         match request {
             Request::Status => self.ask_all(token, Subject::Status(Vec::new()), || ToChild::Ping),
@@ -453,7 +483,9 @@ impl Supervisor {
             Request::Stop => self.begin_stop(false),
             Request::Queue(request) => {
                 let place = self.place_of(Peer::only(Role::QueueManager));
-                let (Some(place), Some(connection)) = (place, self.connections.remove(&token)) else { return };
+                let (Some(place), Some(connection)) = (place, self.connections.remove(&token)) else {
+                    return;
+                };
                 match connection.link.into_socket() {
                     Ok(socket) => self.tell(place, &ToChild::Control { may_change, request }, vec![socket]),
                     Err(error) => self.log.note(Level::Warning, None, &format!("control socket: {error}")),
@@ -553,7 +585,8 @@ fn programs() -> Result<PathBuf, Fatal> {
 /// Signals become readable instead of interrupting.
 fn signals() -> Result<SignalFd, Fatal> {
     let failed = |e| Fatal::because("signals", e);
-    let wanted: SigSet = [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    let wanted: SigSet =
+        [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     wanted.thread_block().map_err(failed)?;
     SignalFd::with_flags(&wanted, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map_err(failed)
 }
