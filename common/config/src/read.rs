@@ -449,6 +449,14 @@ impl Reader<'_> {
         read: impl FnOnce(&mut Self, &Value<'_>) -> Option<T>,
     ) -> Option<At<T>> {
         if section.table.is_some_and(|table| find(table, key).is_none()) {
+            // A misspelt key is one mistake, not two.
+            let misspelt = |name: &str| {
+                !keys_of(section.name).any(|known| known == name)
+                    && nearest(name, keys_of(section.name)) == Some(key)
+            };
+            if section.table.is_some_and(|table| table.keys().any(|name| misspelt(name.get_ref()))) {
+                return None;
+            }
             let place = if section.name.is_empty() { String::new() } else { format!(" in {}", section.name) };
             let help = example(section.name, key);
             self.problem(section.at.clone(), format!("`{key}` is missing{place}"), Some(help));

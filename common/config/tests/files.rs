@@ -340,13 +340,14 @@ const MISTAKES: &[(&str, &str)] = &[
 
 #[test]
 fn mistakes_are_told_in_clear_words() {
+    let mut wrong = Vec::new();
     for (text, expected) in MISTAKES {
         let told = bad(text);
-        assert!(
-            told.len() == 1 && told[0].contains(expected),
-            "{text}\nexpected: {expected}\ntold: {told:#?}"
-        );
+        if told.len() != 1 || !told[0].contains(expected) {
+            wrong.push(format!("{text}\nexpected: {expected}\ntold: {told:#?}"));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
 #[test]
