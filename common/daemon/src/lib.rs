@@ -18,8 +18,10 @@
 
 mod host;
 mod port;
+mod ports;
 mod program;
 
 pub use host::Host;
 pub use port::Port;
+pub use ports::Ports;
 pub use program::{Handles, Program, StartError, run};
