@@ -65,3 +65,36 @@ pub fn from_line<'a>(message: &'a [u8], first: &[u8]) -> &'a [u8] {
         .find(|rest| rest.starts_with(first))
         .unwrap_or_else(|| panic!("no line begins with {:?}", String::from_utf8_lossy(first)))
 }
+
+/// A message of about `size` octets: a base64 attachment of random-looking bytes, the same ones for the same
+/// size, behind a line that tells it from all others.
+pub fn attachment(size: usize) -> Vec<u8> {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let head = format!(
+        "From: <a@x.test>\r\nSubject: {size} octets\r\nMIME-Version: 1.0\r\n\
+         Content-Type: application/octet-stream\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+    );
+    let mut message = head.into_bytes();
+    let mut state = size as u64 ^ 0x9e37_79b9_7f4a_7c15;
+    let encoded = size.div_ceil(3) * 4;
+    message.reserve(encoded + encoded / 38);
+    for n in 0..encoded {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        message.push(ALPHABET[(state >> 58) as usize]);
+        if n % 76 == 75 || n + 1 == encoded {
+            message.extend_from_slice(b"\r\n");
+        }
+    }
+    message
+}
+
+/// A message as files of this host hold it: lines end with LF.
+pub fn with_lf(message: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.len());
+    for (n, octet) in message.iter().enumerate() {
+        if *octet != b'\r' || message.get(n + 1) != Some(&b'\n') {
+            out.push(*octet);
+        }
+    }
+    out
+}

@@ -378,15 +378,16 @@ impl System {
         self.command("postern").args(arguments).arg("--config").arg(self.config()).output().unwrap()
     }
 
-    /// Runs `postern ARGUMENTS --json --config …`, which must succeed, and returns what it said.
-    pub fn postern_json(&self, arguments: &[&str]) -> Value {
+    /// Runs `postern ARGUMENTS --json --config …`, which must succeed, and returns the objects it printed.
+    pub fn postern_json(&self, arguments: &[&str]) -> Vec<Value> {
         let mut all = arguments.to_vec();
         all.push("--json");
         let output = self.postern(&all);
         let (said, errors) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "postern {arguments:?}: {}: {said}{errors}", output.status);
-        serde_json::from_str(&said).unwrap_or_else(|e| panic!("postern {arguments:?}: {e}: {said}"))
+        let values = serde_json::Deserializer::from_str(&said).into_iter();
+        values.map(|value| value.unwrap_or_else(|e| panic!("postern {arguments:?}: {e}: {said}"))).collect()
     }
 
     /// What it said on its standard output and error.

@@ -1,0 +1,200 @@
+//! Mail to other hosts: who is asked, in which order, and what is made of the answers.
+#![allow(clippy::unwrap_used)]
+
+use postern_tests::{Address, Answer, Nsd, Sink, System, have, have_root, message};
+
+#[test]
+fn a_route_leads_to_a_host() {
+    let sink = Sink::start();
+    let system = System::builder().relay().route("sink.test", &sink.via()).start();
+    let id = system.smtp().send("a@x.test", &["b@sink.test", "c@sink.test"], &message("routed")).unwrap();
+    system.finished(&id);
+    let taken = sink.taken();
+    assert_eq!(taken.len(), 1, "one transaction for both recipients: {taken:?}");
+    assert_eq!(taken[0].helo, "EHLO mx.test");
+    assert!(taken[0].mail.starts_with("MAIL FROM:<a@x.test>"), "{}", taken[0].mail);
+    assert_eq!(taken[0].rcpt, ["RCPT TO:<b@sink.test>", "RCPT TO:<c@sink.test>"]);
+    assert!(taken[0].content.starts_with(b"Received: from client.test"));
+    assert!(taken[0].content.ends_with(&message("routed")));
+    let sent = system.attempted(&id, "sent");
+    assert_eq!(sent["dsn"], "2.0.0");
+    assert!(sent["relay"].as_str().unwrap().contains(&sink.address().port().to_string()), "{sent}");
+}
+
+#[test]
+fn a_server_that_knows_only_helo() {
+    let sink = Sink::start();
+    sink.behave(|command| match command {
+        "EHLO mx.test" => Answer::Say("502 5.5.1 What is that?".into()),
+        _ => Answer::Usual,
+    });
+    let system = System::builder().relay().route("sink.test", &sink.via()).start();
+    let id = system.smtp().send("a@x.test", &["b@sink.test"], &message("old")).unwrap();
+    system.finished(&id);
+    let taken = sink.taken();
+    assert_eq!(taken[0].helo, "HELO mx.test");
+    assert_eq!(taken[0].mail, "MAIL FROM:<a@x.test>", "no parameters without EHLO");
+}
+
+#[test]
+fn each_recipient_has_its_own_result() {
+    let sink = Sink::start();
+    sink.behave(|command| match command {
+        "RCPT TO:<later@sink.test>" => Answer::Say("450 4.2.0 Later".into()),
+        "RCPT TO:<never@sink.test>" => Answer::Say("550 5.1.1 Never".into()),
+        _ => Answer::Usual,
+    });
+    let system = System::builder().relay().fast_retries().route("sink.test", &sink.via()).start();
+    let to = ["now@sink.test", "later@sink.test", "never@sink.test"];
+    let id = system.smtp().send("a@v.test", &to, &message("three ways")).unwrap();
+    let of = |to: &str, status: &str| {
+        system.wait("delivery", |e| e["id"] == *id && e["to"] == *to && e["status"] == *status)
+    };
+    assert_eq!(of("now@sink.test", "sent")["dsn"], "2.0.0");
+    assert_eq!(of("later@sink.test", "deferred")["dsn"], "4.2.0");
+    assert_eq!(of("never@sink.test", "bounced")["dsn"], "5.1.1");
+    sink.behave_well();
+    of("later@sink.test", "sent");
+    system.finished(&id);
+    let rcpt: Vec<_> = sink.taken().into_iter().flat_map(|taken| taken.rcpt).collect();
+    assert_eq!(rcpt, ["RCPT TO:<now@sink.test>", "RCPT TO:<later@sink.test>"], "each once");
+    let bounce = &system.wait_maildir("a@v.test", 1)[0];
+    assert_eq!(bounce.header("Return-Path").unwrap(), "<>");
+}
+
+#[test]
+fn connections_are_used_again() {
+    let sink = Sink::start();
+    let system =
+        System::builder().relay().route("sink.test", &sink.via()).set("delivery", "connections", "1").start();
+    let mut client = system.smtp();
+    let ids: Vec<_> = (0..10)
+        .map(|n| client.send("a@x.test", &["b@sink.test"], &message(&format!("no {n}"))).unwrap())
+        .collect();
+    ids.iter().for_each(|id| system.finished(id));
+    let taken = sink.taken();
+    assert_eq!(taken.len(), 10);
+    let connections = taken.iter().map(|taken| taken.connection).max().unwrap() + 1;
+    assert!(connections < 10, "{connections} connections for 10 messages");
+}
+
+#[test]
+fn from_one_postern_to_another() {
+    let second = System::builder().hostname("second.test").virtual_domain("w.test").start();
+    let via = format!("smtp:[{}]:{}", second.address().ip(), second.address().port());
+    let first = System::builder().relay().route("w.test", &via).start();
+    let id = first.smtp().send("a@x.test", &["u@w.test"], &message("twice")).unwrap();
+    first.finished(&id);
+    let mails = second.wait_maildir("u@w.test", 1);
+    let received = mails[0].headers("Received");
+    assert_eq!(received.len(), 2);
+    assert!(received[0].contains("from mx.test") && received[0].contains("by second.test"), "{received:?}");
+    assert!(received[1].contains("by mx.test"), "{received:?}");
+}
+
+/// The next hop hears nothing but CRLF line ends and stuffed dots.
+#[test]
+fn dots_are_stuffed_for_the_next_hop() {
+    let sink = Sink::start();
+    let system = System::builder().relay().route("sink.test", &sink.via()).start();
+    let content = b"Subject: dots\r\n\r\n.\r\n..\r\n.QUIT\r\n";
+    let id = system.smtp().send("a@x.test", &["b@sink.test"], content).unwrap();
+    system.finished(&id);
+    let taken = sink.taken();
+    assert!(taken[0].content.ends_with(content));
+    assert!(taken[0].raw.ends_with(b"\r\n\r\n..\r\n...\r\n..QUIT\r\n"));
+}
+
+// By the DNS: the name server and the mail exchangers live on loopback addresses of their own, ports 53 and
+// 25.
+
+#[test]
+fn exchangers_are_tried_by_preference() {
+    if !have(&["nsd"]) || !have_root() {
+        return;
+    }
+    let (best, second, third) = (Address::claim(), Address::claim(), Address::claim());
+    let nsd = Nsd::start(&format!(
+        "y IN MX 30 c\ny IN MX 10 a\ny IN MX 20 b\na IN A {}\nb IN A {}\nc IN A {}",
+        best.ip, second.ip, third.ip
+    ));
+    // Nobody listens at the best.
+    let (sink, last) = (Sink::start_at(second.port(25)), Sink::start_at(third.port(25)));
+    let system = System::builder().relay().dns(nsd.address()).fast_retries().start();
+    let id = system.smtp().send("a@x.test", &["b@y.test"], &message("by preference")).unwrap();
+    system.finished(&id);
+    assert_eq!((sink.taken().len(), last.taken().len()), (1, 0));
+    let relay = system.attempted(&id, "sent")["relay"].as_str().unwrap().to_owned();
+    assert!(relay.starts_with(&format!("b.test[{}]:25", second.ip)), "{relay}");
+
+    // One that greets with 4yz is passed by, too.
+    sink.behave(|command| match command {
+        "CONNECT" => Answer::Say("421 4.3.2 Not now".into()),
+        _ => Answer::Usual,
+    });
+    let id = system.smtp().send("a@x.test", &["b@y.test"], &message("past a 421")).unwrap();
+    system.finished(&id);
+    assert_eq!((sink.taken().len(), last.taken().len()), (1, 1));
+}
+
+#[test]
+fn without_mx_the_domain_itself_is_asked() {
+    if !have(&["nsd"]) || !have_root() {
+        return;
+    }
+    let host = Address::claim();
+    let nsd = Nsd::start(&format!("plain IN A {}", host.ip));
+    let sink = Sink::start_at(host.port(25));
+    let system = System::builder().relay().dns(nsd.address()).start();
+    let id = system.smtp().send("a@x.test", &["b@plain.test"], &message("no MX")).unwrap();
+    system.finished(&id);
+    assert_eq!(sink.taken().len(), 1);
+}
+
+#[test]
+fn who_takes_no_mail_and_who_does_not_exist() {
+    if !have(&["nsd"]) || !have_root() {
+        return;
+    }
+    let nsd = Nsd::start("null IN MX 0 .\nempty IN TXT \"nothing here\"");
+    let system = System::builder().relay().dns(nsd.address()).start();
+    for (domain, dsn) in [("null.test", "5.1.10"), ("missing.test", "5.1.2"), ("empty.test", "5.1.2")] {
+        let to = format!("b@{domain}");
+        let id = system.smtp().send("a@v.test", &[&to], &message(domain)).unwrap();
+        let bounced = system.attempted(&id, "bounced");
+        let enhanced = bounced["dsn"].as_str().unwrap();
+        assert!(enhanced.starts_with("5."), "{bounced}");
+        // RFC 7505 §4.2 has a code of its own for the null MX.
+        assert!(domain != "null.test" || enhanced == dsn, "{bounced}");
+        system.finished(&id);
+    }
+    assert_eq!(system.wait_maildir("a@v.test", 3).len(), 3);
+}
+
+#[test]
+fn a_name_server_that_does_not_answer_defers() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let system = System::builder().relay().dns(silent.local_addr().unwrap()).start();
+    let id = system.smtp().send("a@x.test", &["b@y.test"], &message("no DNS")).unwrap();
+    let deferred = system.attempted(&id, "deferred");
+    assert!(deferred["dsn"].as_str().unwrap().starts_with("4."), "{deferred}");
+    assert_eq!(system.spool("cur").len(), 1);
+}
+
+#[test]
+fn routes_that_discard_and_refuse() {
+    let system = System::builder()
+        .relay()
+        .route("gone.test", "discard")
+        .route("closed.test", "error:5.2.1 Closed for good")
+        .route("busy.test", "error:4.3.0 Come back")
+        .start();
+    let mut client = system.smtp();
+    let id = client.send("a@x.test", &["b@gone.test"], &message("discarded")).unwrap();
+    system.finished(&id);
+    client.says("MAIL FROM:<a@x.test>", "250");
+    let refused = client.says("RCPT TO:<b@closed.test>", "5");
+    assert!(refused.to_string().contains("5.2.1 Closed for good"), "{refused}");
+    let refused = client.says("RCPT TO:<b@busy.test>", "4");
+    assert!(refused.to_string().contains("4.3.0 Come back"), "{refused}");
+}
