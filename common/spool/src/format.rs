@@ -342,3 +342,165 @@ fn fill(out: &mut [u8], fields: &[(usize, &[u8])]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::OPTIONAL;
+    use crate::samples;
+
+    /// One index and its foot, of messages whose bodies have these lengths.
+    fn build(parts: &[(QueueId, Envelope, Vec<u8>, u16)]) -> (Vec<Stored>, Vec<u8>, Foot, Head) {
+        let (mut index, mut stored, mut at) = (Vec::new(), Vec::new(), HEAD_LEN as u64);
+        for (id, envelope, prepend, length) in parts {
+            let (id, length, crc) = (*id, u64::from(*length), at as u32);
+            encode_message(&mut index, &StoredRef { id, envelope, prepend, offset: at, length, crc });
+            let (envelope, prepend) = (envelope.clone(), prepend.clone());
+            stored.push(Stored { id, envelope, prepend, offset: at, length, crc });
+            at += length;
+        }
+        let head = Head { id: parts[0].0, foot: at + index.len() as u64 };
+        let foot = decode_foot(&encode_foot(head.id, at, &index, parts.len() as u32), head).unwrap();
+        (stored, index, foot, head)
+    }
+
+    fn parts() -> impl Strategy<Value = Vec<(QueueId, Envelope, Vec<u8>, u16)>> {
+        vec((samples::id(), samples::envelope(), any::<Vec<u8>>(), any::<u16>()), 1..4)
+    }
+
+    /// The foot that makes `index` pass for intact, so that what is behind the checksum is tried.
+    fn sealed(index: &[u8], at: u64, messages: u32) -> Foot {
+        let (index_length, index_crc) = (index.len() as u64, crc32c::crc32c(index));
+        Foot { id: QueueId::from_u64(1), index: at, index_length, index_crc, messages }
+    }
+
+    proptest! {
+        #[test]
+        fn index_round_trip(parts in parts()) {
+            let (stored, index, foot, _) = build(&parts);
+            prop_assert_eq!(decode_index(&index, &foot), Ok(stored));
+        }
+
+        #[test]
+        fn head_and_foot_round_trip(id in samples::id(), at in HEAD_LEN as u64..u64::MAX / 2, index: Vec<u8>) {
+            let head = Head { id, foot: at + index.len() as u64 };
+            prop_assert_eq!(decode_head(&encode_head(head)), Ok(head));
+            let foot = decode_foot(&encode_foot(id, at, &index, 3), head);
+            let (index_length, index_crc) = (index.len() as u64, crc32c::crc32c(&index));
+            prop_assert_eq!(foot, Ok(Foot { id, index: at, index_length, index_crc, messages: 3 }));
+        }
+
+        #[test]
+        fn every_flipped_bit_is_seen(parts in parts(), bit: prop::sample::Index) {
+            let (_, mut index, foot, head) = build(&parts);
+            let flip = |bytes: &mut [u8]| {
+                let bit = bit.index(bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            };
+            let mut foot_bytes = encode_foot(head.id, foot.index, &index, foot.messages);
+            let mut head_bytes = encode_head(head);
+            flip(&mut head_bytes);
+            flip(&mut foot_bytes);
+            flip(&mut index);
+            prop_assert!(matches!(decode_head(&head_bytes), Err(FormatError::Corrupt(_))));
+            prop_assert!(matches!(decode_foot(&foot_bytes, head), Err(FormatError::Corrupt(_))));
+            prop_assert!(matches!(decode_index(&index, &foot), Err(FormatError::Corrupt(_))));
+        }
+
+        #[test]
+        fn hostile_bytes(bytes: Vec<u8>, at: u64, messages in 0u32..3) {
+            let _ = decode_head(&bytes);
+            let _ = decode_foot(&bytes, Head { id: QueueId::from_u64(at), foot: at });
+            let _ = decode_index(&bytes, &sealed(&bytes, at, messages));
+        }
+
+        /// Valid indices with some bytes changed and the checksum made right again: whatever comes out
+        /// lies within the file.
+        #[test]
+        fn hostile_index(parts in parts(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+            let (_, mut index, foot, _) = build(&parts);
+            for (place, byte) in changes {
+                let place = place.index(index.len());
+                index[place] = byte;
+            }
+            let foot = Foot { index_crc: crc32c::crc32c(&index), ..foot };
+            for message in decode_index(&index, &foot).unwrap_or_default() {
+                prop_assert!(message.offset >= HEAD_LEN as u64);
+                prop_assert!(message.offset + message.length <= foot.index);
+            }
+        }
+
+        #[test]
+        fn cut_short(parts in parts(), keep: prop::sample::Index) {
+            let (_, index, foot, _) = build(&parts);
+            let index = &index[..keep.index(index.len())];
+            let foot = Foot { index_crc: crc32c::crc32c(index), ..foot };
+            prop_assert!(decode_index(index, &foot).is_err());
+        }
+    }
+
+    /// A record this version does not know, within a message and beside it.
+    #[test]
+    fn unknown_records() {
+        let inner = |tag: u16| {
+            let mut index = Vec::new();
+            nest(&mut index, tag::MESSAGE, |out| {
+                put(out, message_tag::ID, &1u64.to_le_bytes());
+                put(out, message_tag::EXTENT, &[&64u64.to_le_bytes()[..], &[0; 12]].concat());
+                put(out, message_tag::PREPEND, b"");
+                put(out, message_tag::ARRIVAL, &[0; 8]);
+                put(out, message_tag::REVERSE_PATH, b"");
+                put(out, message_tag::BODY_TYPE, &[7]);
+                put(out, message_tag::ORIGIN_INTERNAL, b"");
+                put(out, tag, b"news");
+            });
+            decode_index(&index, &sealed(&index, 64, 1)).map(|messages| messages.len())
+        };
+        assert_eq!(inner(OPTIONAL | 77), Ok(1));
+        assert_eq!(inner(77), Err(FormatError::Newer(VERSION)));
+        assert_eq!(inner(message_tag::ID), Err(FormatError::Corrupt("number of another size")));
+        assert_eq!(inner(message_tag::PREPEND), Err(FormatError::Corrupt("a record came twice")));
+    }
+
+    #[test]
+    fn a_newer_format_is_not_damage() {
+        let mut head = encode_head(Head { id: QueueId::from_u64(1), foot: 100 });
+        head[8] = 2;
+        assert!(matches!(decode_head(&head), Err(FormatError::Corrupt(_))), "the checksum comes first");
+        let crc = crc32c::crc32c(&head[..60]).to_le_bytes();
+        head[60..].copy_from_slice(&crc);
+        assert_eq!(decode_head(&head), Err(FormatError::Newer(2)));
+    }
+
+    #[test]
+    fn messages_may_not_overlap() {
+        let envelope = Envelope {
+            reverse_path: ReversePath::Null,
+            recipients: vec![],
+            arrival: Timestamp(0),
+            body: BodyType::SevenBit,
+            origin: Origin::Internal,
+        };
+        let index_of = |extents: &[(u64, u64)]| {
+            let mut index = Vec::new();
+            for &(offset, length) in extents {
+                let id = QueueId::from_u64(1);
+                let prepend = b"";
+                encode_message(
+                    &mut index,
+                    &StoredRef { id, envelope: &envelope, prepend, offset, length, crc: 0 },
+                );
+            }
+            decode_index(&index, &sealed(&index, 1000, extents.len() as u32))
+        };
+        assert!(index_of(&[(64, 10), (74, 926)]).is_ok());
+        for bad in
+            [&[(63, 1)][..], &[(64, 937)], &[(64, 10), (73, 1)], &[(100, 10), (64, 1)], &[(u64::MAX, 2)]]
+        {
+            assert!(index_of(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -12,6 +12,8 @@ mod ops;
 mod reader;
 mod record;
 mod recover;
+#[cfg(test)]
+mod samples;
 mod stream;
 mod writer;
 

@@ -199,3 +199,95 @@ fn decode_deferred(rest: &[u8]) -> Result<LogEntry, FormatError> {
 fn optional_mailbox(bytes: &[u8]) -> Result<Option<Mailbox>, FormatError> {
     if bytes.is_empty() { Ok(None) } else { decode_mailbox(bytes).map(Some) }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::OPTIONAL;
+    use crate::samples;
+
+    /// Every record up to the end, as a reader takes them.
+    fn read(mut bytes: &[u8]) -> Vec<LogRecord> {
+        let mut records = Vec::new();
+        while let Ok(Step::Record(record, length)) = decode(bytes) {
+            records.extend(record);
+            bytes = &bytes[length..];
+        }
+        records
+    }
+
+    fn encoded(payload: &[u8]) -> Vec<u8> {
+        let length = (payload.len() as u32).to_le_bytes();
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&length), payload).to_le_bytes();
+        [&length, &crc, payload].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(records in vec(samples::log_record(), 0..6)) {
+            let mut bytes = Vec::new();
+            records.iter().for_each(|record| encode(&mut bytes, record));
+            prop_assert_eq!(read(&bytes), records);
+        }
+
+        /// A log that is cut anywhere, with anything behind it, reads as a beginning of what was written.
+        #[test]
+        fn torn(records in vec(samples::log_record(), 1..6), cut: prop::sample::Index, rest in vec(0u8..2, 0..40)) {
+            let mut bytes = Vec::new();
+            records.iter().for_each(|record| encode(&mut bytes, record));
+            bytes.truncate(cut.index(bytes.len()));
+            bytes.extend(rest);
+            let found = read(&bytes);
+            prop_assert_eq!(&found[..], &records[..found.len().min(records.len())]);
+        }
+
+        #[test]
+        fn flipped(records in vec(samples::log_record(), 1..6), bit: prop::sample::Index) {
+            let mut bytes = Vec::new();
+            let mut ends = vec![];
+            records.iter().for_each(|record| { encode(&mut bytes, record); ends.push(bytes.len()); });
+            let bit = bit.index(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let before = ends.iter().filter(|end| **end <= bit / 8).count();
+            prop_assert_eq!(&read(&bytes)[..], &records[..before]);
+        }
+
+        #[test]
+        fn hostile(bytes: Vec<u8>) {
+            let _ = decode(&bytes);
+            let _ = decode(&encoded(&bytes));
+            for tag in 0..6u8 {
+                let _ = decode(&encoded(&[&[tag, 0], &bytes[..]].concat()));
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_are_no_record() {
+        assert_eq!(decode(&[0; 64]), Ok(Step::End));
+        assert_eq!(decode(&[0; 7]), Ok(Step::NeedMore(8)));
+        assert_eq!(decode(&[0xff; 64]), Ok(Step::End));
+    }
+
+    #[test]
+    fn unknown_entries() {
+        let optional = encoded(&[&(OPTIONAL | 9).to_le_bytes()[..], &[0, 0, 1, 2, 3]].concat());
+        assert_eq!(decode(&optional), Ok(Step::Record(None, optional.len())));
+        assert!(matches!(decode(&encoded(&[9, 0, 0, 0])), Err(FormatError::Newer(_))));
+        assert!(matches!(decode(&encoded(&[1, 0, 0, 0, 0, 0, 0, 0, 4])), Err(FormatError::Newer(_))));
+    }
+
+    #[test]
+    fn long_replies_are_cut_between_characters() {
+        let what =
+            |reply: String| LogEntry::Deferred { recipient: 0, address: None, until: Timestamp(1), reply };
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &LogRecord { message: 0, what: what("aж".repeat(6000)) });
+        let kept = &read(&bytes)[0].what;
+        let LogEntry::Deferred { reply, .. } = kept else { panic!("{kept:?}") };
+        assert!(reply.len() > REPLY_MAX - 4 && reply.len() <= REPLY_MAX);
+    }
+}

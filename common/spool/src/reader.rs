@@ -49,8 +49,7 @@ impl SpoolFile {
     /// Opens a file and reads its foot, its index and its log; not its bodies. A log that ends in the
     /// middle of a record is read up to there.
     pub fn open(directory: BorrowedFd<'_>, name: &str) -> Result<Self, ReadError> {
-        let file = open_regular(directory, name)?;
-        let size = file.metadata()?.len();
+        let (file, size) = open_regular(directory, name)?;
         let mut head = [0; HEAD_LEN];
         read_exact(&file, &mut head, 0, "no head")?;
         let head = format::decode_head(&head)?;
@@ -191,7 +190,7 @@ impl From<FormatError> for ReadError {
 
 /// Whether a file has a head and a foot that belong together. Errors are the kernel's, or a newer format.
 pub(crate) fn has_foot(directory: BorrowedFd<'_>, name: &str) -> Result<bool, ReadError> {
-    let file = open_regular(directory, name)?;
+    let (file, _) = open_regular(directory, name)?;
     let (mut head, mut foot) = ([0; HEAD_LEN], [0; FOOT_LEN]);
     let found = read_exact(&file, &mut head, 0, "no head").and_then(|()| {
         let head = format::decode_head(&head)?;
@@ -204,9 +203,9 @@ pub(crate) fn has_foot(directory: BorrowedFd<'_>, name: &str) -> Result<bool, Re
     }
 }
 
-/// Opens for reading and writing, or for reading where that is all we may. A fifo or a link that
+/// A file and its size. Opens for reading and writing, or for reading where that is all we may. A fifo or a link that
 /// somebody put into `drop/` must neither hang nor lead us elsewhere.
-fn open_regular(directory: BorrowedFd<'_>, name: &str) -> Result<File, ReadError> {
+fn open_regular(directory: BorrowedFd<'_>, name: &str) -> Result<(File, u64), ReadError> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     let fd = match openat(directory, name, flags | OFlag::O_RDWR, Mode::empty()) {
         Err(Errno::EACCES | Errno::EPERM | Errno::EROFS) => {
@@ -219,7 +218,8 @@ fn open_regular(directory: BorrowedFd<'_>, name: &str) -> Result<File, ReadError
         Err(Errno::ELOOP | Errno::EISDIR | Errno::ENXIO) => return Err(not_regular()),
         Err(error) => return Err(io::Error::from(error).into()),
     };
-    if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+    let metadata = file.metadata()?;
+    if metadata.is_file() { Ok((file, metadata.len())) } else { Err(not_regular()) }
 }
 
 fn not_regular() -> ReadError {

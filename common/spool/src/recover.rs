@@ -110,7 +110,9 @@ pub fn age(directory: BorrowedFd<'_>, name: &str, now: SystemTime) -> io::Result
 }
 
 /// Looks through `tmp/`: what is whole and at least `adopt_after` old goes to `new/`, what is damaged to
-/// `corrupt/`, what is unfinished and a day old goes. With `adopt_after` zero only before any writer runs.
+/// `corrupt/`, what is unfinished and a day old goes. At its own start the queue-manager need not wait:
+/// `adopt_after` may be zero even beside living writers, which write the foot last and take a file that
+/// is gone for moved.
 ///
 /// An adopted file is synced before it is moved: its writer may have died, or be waiting, between the
 /// write and the sync.

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use postern_address::{Mailbox, ReversePath};
@@ -23,12 +24,22 @@ impl Desk {
         Self::at(tempfile::tempdir().unwrap())
     }
 
+    /// In memory where there is a place for that: nothing here waits for a disk.
+    pub fn in_memory() -> Self {
+        Self::at(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
+    }
+
     pub fn at(directory: tempfile::TempDir) -> Self {
         create_directories(directory.path()).unwrap();
         let open = |name| (name, File::open(directory.path().join(name)).unwrap().into());
         let fds = DIRECTORIES.into_iter().map(open).collect();
         let (wake, woken) = channel();
         Self { directory, fds, wake, woken }
+    }
+
+    /// Closes the spool; the directory itself stays for the caller.
+    pub fn into_directory(self) -> tempfile::TempDir {
+        self.directory
     }
 
     pub fn fd(&self, name: &str) -> BorrowedFd<'_> {
@@ -47,7 +58,7 @@ impl Desk {
     pub fn waker(&self) -> impl Fn() + Send + Sync + 'static {
         let wake = std::sync::Mutex::new(self.wake.clone());
         // The desk may be gone when the last thread ends.
-        move || drop(wake.lock().unwrap().send(()))
+        move || wake.lock().unwrap().send(()).unwrap_or_default()
     }
 
     pub fn writer(&self) -> Writer {
@@ -131,5 +142,67 @@ pub fn envelope(n: u64) -> Envelope {
             name: Some("client.example".into()),
             helo: "client".into(),
         },
+    }
+}
+
+/// Starts a writer and has it write message 0 alone and these bodies, as messages 1 and on, together.
+pub fn gated_batch(desk: &Desk, bodies: &[&[u8]]) -> Writer {
+    let gate = Gate::new();
+    let mut writer = desk.probed(gate.probe());
+    writer.submit(0, message(0, b"first"));
+    gate.reached();
+    for (body, n) in bodies.iter().zip(1..) {
+        writer.submit(n, message(n, body));
+    }
+    gate.open();
+    writer
+}
+
+/// Stops the writer at its first sync (or another operation) until it is opened.
+pub struct Gate {
+    at: fn(&Operation<'_>) -> bool,
+    state: Arc<(Mutex<Passage>, Condvar)>,
+}
+
+#[derive(PartialEq)]
+enum Passage {
+    Closed,
+    Waiting,
+    Open,
+}
+
+impl Gate {
+    pub fn new() -> Self {
+        Self::of(|operation| matches!(operation, Operation::Sync(_)))
+    }
+
+    pub fn of(at: fn(&Operation<'_>) -> bool) -> Self {
+        Self { at, state: Arc::new((Mutex::new(Passage::Closed), Condvar::new())) }
+    }
+
+    pub fn probe(&self) -> Probe {
+        let (at, state) = (self.at, self.state.clone());
+        Arc::new(move |operation| {
+            if at(operation) {
+                let mut passage = state.0.lock().unwrap();
+                if *passage == Passage::Closed {
+                    *passage = Passage::Waiting;
+                    state.1.notify_all();
+                }
+                drop(state.1.wait_while(passage, |p| *p != Passage::Open).unwrap());
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits until the writer stands at the gate.
+    pub fn reached(&self) {
+        let passage = self.state.0.lock().unwrap();
+        drop(self.state.1.wait_while(passage, |p| *p == Passage::Closed).unwrap());
+    }
+
+    pub fn open(&self) {
+        *self.state.0.lock().unwrap() = Passage::Open;
+        self.state.1.notify_all();
     }
 }

@@ -1,0 +1,65 @@
+//! Arbitrary envelopes and log records, for property tests.
+
+use std::net::IpAddr;
+
+use postern_address::{Mailbox, ReversePath};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use crate::{BodyType, DoneStatus, Envelope, LogEntry, LogRecord, Origin, QueueId, Timestamp};
+
+pub(crate) fn mailbox() -> impl Strategy<Value = Mailbox> {
+    let local = prop_oneof!["[a-z0-9]{1,20}(\\.[a-z0-9]{1,20})?", "[a-z \"\\\\@]{1,10}", "[а-я]{1,10}"];
+    let host = prop_oneof!["[a-z]{1,20}(\\.[a-z]{1,10}){0,3}", Just("x.org".to_owned())];
+    (local, host).prop_map(|(local, host)| {
+        Mailbox::new(&local, &postern_address::Domain::parse(&host).unwrap()).unwrap()
+    })
+}
+
+pub(crate) fn id() -> impl Strategy<Value = QueueId> {
+    any::<u64>().prop_map(QueueId::from_u64)
+}
+
+pub(crate) fn envelope() -> impl Strategy<Value = Envelope> {
+    let reverse_path = option::of(mailbox()).prop_map(|m| m.map_or(ReversePath::Null, ReversePath::Mailbox));
+    let body = prop_oneof![Just(BodyType::SevenBit), Just(BodyType::EightBit)];
+    (reverse_path, vec(mailbox(), 0..5), any::<u64>(), body, origin()).prop_map(
+        |(reverse_path, recipients, arrival, body, origin)| Envelope {
+            reverse_path,
+            recipients,
+            arrival: Timestamp(arrival),
+            body,
+            origin,
+        },
+    )
+}
+
+pub(crate) fn log_record() -> impl Strategy<Value = LogRecord> {
+    let status =
+        prop_oneof![Just(DoneStatus::Delivered), Just(DoneStatus::Failed), Just(DoneStatus::Removed)];
+    let done = (any::<u32>(), option::of(mailbox()), status)
+        .prop_map(|(recipient, address, status)| LogEntry::Done { recipient, address, status });
+    let deferred = (any::<u32>(), option::of(mailbox()), any::<u64>(), "\\PC{0,60}").prop_map(
+        |(recipient, address, until, reply)| LogEntry::Deferred {
+            recipient,
+            address,
+            until: Timestamp(until),
+            reply,
+        },
+    );
+    let what = prop_oneof![
+        done,
+        deferred,
+        Just(LogEntry::Held),
+        Just(LogEntry::Released),
+        Just(LogEntry::BounceSent)
+    ];
+    (any::<u16>(), what).prop_map(|(message, what)| LogRecord { message, what })
+}
+
+fn origin() -> impl Strategy<Value = Origin> {
+    let smtp = (any::<IpAddr>(), option::of("\\PC{0,30}"), "\\PC{0,30}")
+        .prop_map(|(address, name, helo)| Origin::Smtp { address, name, helo });
+    prop_oneof![smtp, any::<u32>().prop_map(|uid| Origin::Local { uid }), Just(Origin::Internal)]
+}

@@ -1,0 +1,237 @@
+//! What the writer says and leaves behind when an operation fails.
+
+mod common;
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use common::*;
+use nix::errno::Errno;
+use postern_spool::*;
+
+/// Fails the first operation for which `which` holds, and counts syncs of files.
+fn failing(which: fn(&Operation<'_>) -> bool, errno: Errno) -> (Probe, Arc<AtomicUsize>) {
+    let (armed, syncs) = (AtomicUsize::new(1), Arc::new(AtomicUsize::new(0)));
+    let counted = syncs.clone();
+    let probe = move |operation: &Operation<'_>| {
+        counted.fetch_add(usize::from(matches!(operation, Operation::Sync(_))), Ordering::SeqCst);
+        if which(operation) && armed.swap(0, Ordering::SeqCst) == 1 {
+            return Err(io::Error::from(errno));
+        }
+        Ok(())
+    };
+    (Arc::new(probe), syncs)
+}
+
+type Which = fn(&Operation<'_>) -> bool;
+
+const BEFORE_THE_COMMIT: [Which; 4] = [
+    |o| matches!(o, Operation::Create(..)),
+    |o| matches!(o, Operation::Write(..)),
+    |o| matches!(o, Operation::Sync(..)),
+    |o| matches!(o, Operation::SyncDirectory(..)),
+];
+
+#[test]
+fn every_message_of_a_failed_batch_hears_of_it_and_the_next_batch_is_taken() {
+    for (n, which) in BEFORE_THE_COMMIT.into_iter().enumerate() {
+        let desk = Desk::new();
+        let (fail, syncs) = failing(which, Errno::EIO);
+        let gate = Gate::of(|o| matches!(o, Operation::Create(..)));
+        let (held, armed) = (gate.probe(), AtomicUsize::new(0));
+        // Message 0 passes; the batch behind it is gathered at the gate and meets the fault.
+        let probe: Probe = Arc::new(move |o| {
+            held(o)?;
+            let creations =
+                armed.fetch_add(usize::from(matches!(o, Operation::Create(..))), Ordering::SeqCst);
+            let second = creations + usize::from(matches!(o, Operation::Create(..))) == 2;
+            if second { fail(o) } else { Ok(()) }
+        });
+        let mut writer = desk.probed(probe);
+        writer.submit(0, message(0, b"passes"));
+        gate.reached();
+        (1..=10).for_each(|n| writer.submit(n, message(n, b"fails")));
+        gate.open();
+        let done = desk.wait(&mut writer, 11);
+        for completion in &done {
+            match completion.token {
+                0 => assert_eq!(completion.result, Ok(())),
+                _ => {
+                    assert!(matches!(completion.result, Err(WriteError::Io(_))), "fault {n}: {completion:?}")
+                }
+            }
+        }
+        assert!(syncs.load(Ordering::SeqCst) <= 1, "a sync is never tried again");
+        writer.submit(11, message(11, b"passes"));
+        assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()), "fault {n}");
+        drop(writer);
+        assert_eq!(list(desk.fd("tmp")).unwrap(), Listing::default(), "fault {n} left something");
+        assert_eq!(list(desk.fd("new")).unwrap().files, [0, 11].map(id), "fault {n}");
+    }
+}
+
+#[test]
+fn a_failed_stream_is_reported_at_once() {
+    for (n, which) in BEFORE_THE_COMMIT.into_iter().enumerate() {
+        let desk = Desk::new();
+        let (probe, _) = failing(which, Errno::ENOSPC);
+        let mut writer = desk.probed(probe);
+        let sent = message(1, &[b'x'; 10_000]);
+        writer.open_stream(1, sent.id);
+        writer.append(1, sent.body.clone());
+        if n >= 2 {
+            writer.finish_stream(1, sent.envelope.clone(), sent.prepend.clone());
+        }
+        let done = desk.wait(&mut writer, 1);
+        assert_eq!(
+            done,
+            [Completion { token: 1, id: sent.id, result: Err(WriteError::NoSpace) }],
+            "fault {n}"
+        );
+        // The event loop may not have heard of it yet: what it still says goes nowhere.
+        writer.append(1, vec![0; 10]);
+        writer.finish_stream(1, sent.envelope.clone(), sent.prepend.clone());
+        writer.open_stream(1, sent.id);
+        writer.append(1, sent.body.clone());
+        writer.finish_stream(1, sent.envelope.clone(), sent.prepend.clone());
+        assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()), "fault {n}");
+        drop(writer);
+        desk.holds("new", &sent);
+        assert_eq!(list(desk.fd("tmp")).unwrap(), Listing::default(), "fault {n} left something");
+    }
+}
+
+#[test]
+fn no_completion_follows_an_abort_even_of_a_failure() {
+    let desk = Desk::new();
+    let (probe, _) = failing(|o| matches!(o, Operation::Create(..)), Errno::EIO);
+    let mut writer = desk.probed(probe);
+    writer.open_stream(1, id(1));
+    desk.next_wake();
+    writer.abort_stream(1);
+    writer.open_stream(1, id(2));
+    assert_eq!(writer.completions(), []);
+    writer.finish_stream(1, envelope(2), vec![]);
+    assert_eq!(desk.wait(&mut writer, 1), [Completion { token: 1, id: id(2), result: Ok(()) }]);
+}
+
+#[test]
+fn no_space_is_told_from_other_faults() {
+    let no_space = [Errno::ENOSPC, Errno::EDQUOT];
+    for errno in [Errno::ENOSPC, Errno::EDQUOT, Errno::EIO, Errno::EMFILE, Errno::EROFS] {
+        let desk = Desk::new();
+        let (probe, _) = failing(|o| matches!(o, Operation::Write(..)), errno);
+        let mut writer = desk.probed(probe);
+        writer.submit(1, message(1, b"x"));
+        let result = desk.wait(&mut writer, 1).remove(0).result;
+        assert_eq!(result == Err(WriteError::NoSpace), no_space.contains(&errno), "{errno}");
+        assert!(result.is_err());
+    }
+}
+
+#[test]
+fn a_file_that_could_not_be_moved_is_accepted_and_adopted() {
+    let desk = Desk::new();
+    let (probe, _) = failing(|o| matches!(o, Operation::Rename(..)), Errno::EIO);
+    let mut writer = desk.probed(probe);
+    let sent = message(1, b"x");
+    writer.submit(1, sent.clone());
+    assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()));
+    drop(writer);
+    desk.holds("tmp", &sent);
+    let now = SystemTime::now();
+    let early = rescue(desk.fd("tmp"), desk.fd("new"), desk.fd("corrupt"), ADOPT_AFTER, now).unwrap();
+    assert_eq!(early, Rescued::default(), "its writer may be about to move it");
+    let later = now + Duration::from_secs(11);
+    let rescued = rescue(desk.fd("tmp"), desk.fd("new"), desk.fd("corrupt"), ADOPT_AFTER, later).unwrap();
+    assert_eq!(rescued, Rescued { adopted: vec![sent.id], ..Rescued::default() });
+    desk.holds("new", &sent);
+}
+
+#[test]
+fn the_queue_manager_may_move_the_file_first() {
+    let desk = Arc::new(Desk::new());
+    let (tmp, new) =
+        (desk.fd("tmp").try_clone_to_owned().unwrap(), desk.fd("new").try_clone_to_owned().unwrap());
+    let moved = Arc::new(Mutex::new(0));
+    let counted = moved.clone();
+    let probe: Probe = Arc::new(move |operation| {
+        if let Operation::Rename((_, name), _) = operation {
+            use std::os::fd::AsFd;
+            rename_between(tmp.as_fd(), name, new.as_fd(), name)?;
+            *counted.lock().unwrap() += 1;
+        }
+        Ok(())
+    });
+    let mut writer = desk.probed(probe);
+    for n in 0..3 {
+        writer.submit(n, message(n, b"x"));
+        assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()));
+    }
+    drop(writer);
+    assert_eq!(*moved.lock().unwrap(), 3);
+    assert_eq!(desk.messages("new").len(), 3);
+}
+
+/// A real file system that is full: a tmpfs of 256 KiB, which only root can mount.
+#[test]
+fn a_full_file_system() {
+    use nix::mount::{MsFlags, mount, umount};
+    let directory = tempfile::tempdir().unwrap();
+    let options = Some("size=256k,nr_inodes=40");
+    if let Err(error) = mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), options) {
+        eprintln!("\n*** SKIPPED a_full_file_system: cannot mount a tmpfs here ({error}) ***\n");
+        return;
+    }
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            umount(self.0.as_path()).unwrap();
+        }
+    }
+    let mounted = Mounted(directory.path().to_owned());
+    let desk = Desk::at(directory);
+    let mut writer = desk.writer();
+    let mut taken = 0;
+    let refused = loop {
+        writer.submit(taken, message(taken, &[b'x'; 20_000]));
+        match desk.wait(&mut writer, 1).remove(0).result {
+            Ok(()) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, WriteError::NoSpace);
+    assert!(taken > 3);
+    // A large one runs into it half way, and its blocks come back.
+    writer.open_stream(100, id(100));
+    writer.append(100, vec![b'x'; 200_000]);
+    assert_eq!(desk.wait(&mut writer, 1)[0].result, Err(WriteError::NoSpace));
+    writer.submit(101, message(101, b"small enough"));
+    assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()));
+    // No inodes is no space as well.
+    let refused = (200..).find_map(|n| write_one(desk.fd("drop"), &message(n, b"")).err());
+    assert_eq!(refused, Some(WriteError::NoSpace));
+    drop(writer);
+    assert_eq!(list(desk.fd("tmp")).unwrap(), Listing::default());
+    assert_eq!(desk.messages("new").len() as u64, taken + 1);
+    // The log of what is queued cannot grow either, and stays as it was.
+    let mut file = desk.open("new", id(0));
+    let record = LogRecord {
+        message: 0,
+        what: LogEntry::Deferred {
+            recipient: 0,
+            address: None,
+            until: Timestamp(1),
+            reply: "x".repeat(5000),
+        },
+    };
+    let written = (0..).take_while(|_| file.append(std::slice::from_ref(&record)).is_ok()).count();
+    let read = desk.open("new", id(0));
+    assert_eq!(read.log(), vec![record.clone(); written]);
+    drop((read, file));
+    let directory = desk.into_directory();
+    drop(mounted);
+    drop(directory);
+}
