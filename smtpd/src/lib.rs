@@ -1,3 +1,43 @@
-//! postern-smtpd
+//! NAME
+//!     postern-smtpd: receives mail by SMTP and LMTP
+//!
+//! WHAT IT DOES
+//!     Accepts connections on the listeners that master gave it, holds the dialogues
+//!     ([`postern_smtp::server`]), asks lookup about each recipient, and writes each accepted message to
+//!     the spool through [`postern_spool::Writer`]. The client gets `250 2.0.0 Ok: queued as ID` when the
+//!     message and its directory entry are on stable storage, and not before. One thread turns one event
+//!     loop; the two threads of the writer do the waiting for the disk. Several workers run side by side
+//!     and share nothing but the listening sockets.
+//!
+//! TALKS TO
+//!     Clients; lookup (each RCPT), verify (the client's name, once a connection), the spool's `tmp/` and
+//!     `new/`. It is linked to auth and keys and does not ask them yet.
+//!
+//! TRUST
+//!     Clients are hostile. What they make us hold is bounded: a command line, 64 KiB of input that waits
+//!     for an answer, 128 KiB of content that is not streamed yet, 256 KiB that the disk has not taken,
+//!     16 KiB of replies they do not read. lookup and verify may be taken over: their answers are matched
+//!     to questions of living sessions and otherwise ignored.
+//!
+//! FAILURE
+//!     lookup gone or silent: 451 4.3.0 to RCPT. verify gone or silent: the client's name is unknown. A
+//!     spool that is full: 452 4.3.1; that fails: 451 4.3.0. No descriptors left: new clients wait in the
+//!     kernel's queue. Killed: every message that got its 250 is in the spool, every other client tries
+//!     again.
+//!
+//! BUGS
+//!     No TLS and no AUTH yet: a `submissions` listener closes every connection, and says why in the log;
+//!     a `submission` listener knows its users by their network alone. Received lines are counted
+//!     in the first 128 KiB of a message. A change of `[[listen]]` needs a restart.
 
 #![forbid(unsafe_code)]
+
+mod accept;
+mod connection;
+mod deadlines;
+mod message;
+mod program;
+mod refusal;
+mod worker;
+
+pub use program::Smtpd;

@@ -1,0 +1,122 @@
+//! Listening sockets.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Token};
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use postern_config::Service;
+use postern_daemon::Host;
+use postern_event::Level;
+use postern_smtp::server::Settings;
+
+/// How long a listener rests when the kernel has nothing left for another connection. Without it, a
+/// full descriptor table would make us spin: the listener stays readable.
+const REST: Duration = Duration::from_millis(100);
+
+/// How often that is told.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// One listening socket, shared with the other workers.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: TcpListener,
+    pub(crate) token: Token,
+    pub(crate) service: Service,
+    /// For new sessions; none when the service is not served and connections are closed at once.
+    pub(crate) settings: Option<Arc<Settings>>,
+    ready: bool,
+    rest_until: Option<Instant>,
+    told: Option<Instant>,
+}
+
+impl Listener {
+    /// Watches a listening socket.
+    pub(crate) fn new(
+        host: &mut Host,
+        socket: OwnedFd,
+        service: Service,
+        settings: Option<Arc<Settings>>,
+    ) -> io::Result<Self> {
+        // Accepted sockets inherit it, which saves a call for each. Replies are gathered by us, so the
+        // kernel's own gathering could only delay them. A socket that cannot is as good.
+        let _ = setsockopt(&socket, sockopt::TcpNoDelay, &true);
+        let socket = std::net::TcpListener::from(socket);
+        socket.set_nonblocking(true)?;
+        let mut socket = TcpListener::from_std(socket);
+        let token = host.token();
+        host.registry().register(&mut socket, token, Interest::READABLE)?;
+        Ok(Self { socket, token, service, settings, ready: true, rest_until: None, told: None })
+    }
+
+    /// Clients may be waiting.
+    pub(crate) fn set_ready(&mut self) {
+        self.ready = true;
+    }
+
+    /// The next client; none when there is none now, or the listener has to rest.
+    pub(crate) fn accept(&mut self, host: &mut Host) -> Option<(TcpStream, IpAddr)> {
+        if self.rest_until.is_some_and(|until| host.now() < until) || !self.ready {
+            return None;
+        }
+        self.rest_until = None;
+        loop {
+            match self.socket.accept() {
+                // A dual-stack listener shows IPv4 clients as ::ffff:a.b.c.d.
+                Ok((stream, from)) => return Some((stream, from.ip().to_canonical())),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.ready = false;
+                    return None;
+                }
+                Err(e) if is_of_that_client(&e) => {}
+                Err(e) => {
+                    self.rest(host, &e);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Stops listening. Other workers have the same socket open, so closing our descriptor alone would
+    /// leave its events with us.
+    pub(crate) fn close(mut self, host: &Host) {
+        // Not registered is what we want.
+        let _ = host.registry().deregister(&mut self.socket);
+    }
+
+    /// When to call [`Listener::accept`] without being told to.
+    pub(crate) fn next(&self, now: Instant) -> Option<Instant> {
+        self.ready.then(|| self.rest_until.unwrap_or(now))
+    }
+
+    fn rest(&mut self, host: &mut Host, error: &io::Error) {
+        let now = host.now();
+        self.rest_until = Some(now + REST);
+        if self.told.is_none_or(|told| now >= told + TELL_EVERY) {
+            self.told = Some(now);
+            host.note(Level::Error, &format!("cannot accept a connection, clients wait: {error}"));
+        }
+    }
+}
+
+/// Errors of accept(2) that are about one client who is gone already: the next one may be fine.
+fn is_of_that_client(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(
+            Errno::EINTR
+                | Errno::ECONNABORTED
+                | Errno::EPROTO
+                | Errno::ENETDOWN
+                | Errno::ENETUNREACH
+                | Errno::EHOSTDOWN
+                | Errno::EHOSTUNREACH
+                | Errno::ENOPROTOOPT
+        )
+    )
+}

@@ -1,0 +1,430 @@
+//! The program: listeners, connections and neighbours, and when what is done with them.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::{Interest, Token};
+use postern_config::{Service, SmtpLimits, SmtpdPart};
+use postern_daemon::{Handles, Host, Port, Program, StartError};
+use postern_event::{Client, Event, Level, SessionId};
+use postern_ipc::supervise::Handle;
+use postern_ipc::{Peer, Role, smtpd_auth, smtpd_keys, smtpd_verify};
+use postern_smtp::server::{Output, Phase, Protocol, Session, Settings};
+use postern_spool::{Completion, IdAllocator, Slot, Writer, WriterDirs};
+use slab::Slab;
+
+use crate::accept::Listener;
+use crate::connection::{Connection, Key, State};
+use crate::deadlines::Deadlines;
+use crate::refusal;
+use crate::worker::{Timeouts, Worker};
+
+/// Clients taken from one listener in one turn.
+const ACCEPT_TURN: usize = 64;
+
+/// How long sessions may go on after we were told to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Tokens of connections: more than there can be descriptors.
+const PLACES: usize = 1 << 24;
+
+/// postern-smtpd.
+pub struct Smtpd {
+    config: SmtpdPart,
+    listeners: Vec<Listener>,
+    connections: Slab<Connection>,
+    first_token: usize,
+    worker: Worker,
+    auth: Port<smtpd_auth::Question, smtpd_auth::Answer>,
+    keys: Port<smtpd_keys::Question, smtpd_keys::Answer>,
+    deadlines: Deadlines<Key>,
+    first_session: u64,
+    sessions: u64,
+    stop_at: Option<Instant>,
+}
+
+impl Program for Smtpd {
+    const ROLE: Role = Role::Smtpd;
+    type Config = SmtpdPart;
+
+    fn start(host: &mut Host, config: SmtpdPart, handles: Handles) -> Result<Self, StartError> {
+        let mut parts = Parts::default();
+        handles.into_iter().for_each(|(handle, descriptor)| parts.sort(handle, descriptor));
+        let (Some(tmp), Some(new)) = (parts.tmp, parts.new) else {
+            return Err(StartError("master gave no spool directories".into()));
+        };
+        let waker = host.waker();
+        // A loop that cannot be woken still looks at its deadlines.
+        let writer = Writer::start(WriterDirs { tmp, new }, move || drop(waker.wake()))
+            .map_err(|e| StartError(format!("cannot start the spool's writer: {e}")))?;
+        let lookup = Port::new(host, Peer::only(Role::Lookup));
+        let verify = Port::new(host, Peer::only(Role::Verify));
+        let ids = IdAllocator::new(Slot::worker(host.me.instance));
+        let (hops, timeouts) = (config.limits.hops, timeouts(&config.limits));
+        let mut program = Self {
+            listeners: Vec::new(),
+            connections: Slab::new(),
+            first_token: host.tokens(PLACES).0,
+            worker: Worker::new(writer, ids, hops, timeouts, lookup, verify),
+            auth: Port::new(host, Peer::only(Role::Auth)),
+            keys: Port::new(host, Peer::only(Role::Keys)),
+            deadlines: Deadlines::new(host.now()),
+            // Microseconds: sessions come slower, so numbers do not repeat after a restart.
+            first_session: (u64::from(host.me.instance) << 52) | ((host.wall().0 * 1000) & ((1 << 52) - 1)),
+            sessions: 0,
+            stop_at: None,
+            config,
+        };
+        for (number, socket) in parts.listeners {
+            program.listen(host, number, socket)?;
+        }
+        parts.links.into_iter().for_each(|(peer, socket)| program.linked(host, peer, socket));
+        Ok(program)
+    }
+
+    fn linked(&mut self, host: &mut Host, peer: Peer, socket: OwnedFd) {
+        match peer.role {
+            Role::Lookup => self.worker.lookup.connect(host, socket),
+            Role::Verify => self.worker.verify.connect(host, socket),
+            Role::Auth => self.auth.connect(host, socket),
+            Role::Keys => self.keys.connect(host, socket),
+            _ => host.note(Level::Warning, &format!("master linked {peer}, whom smtpd does not know")),
+        }
+        self.hear_lookup(host);
+        self.hear_verify(host);
+    }
+
+    fn ready(&mut self, host: &mut Host, token: Token, event: &mio::event::Event) {
+        if let Some(place) = token.0.checked_sub(self.first_token).filter(|place| *place < PLACES) {
+            if let Some(connection) = self.connections.get_mut(place) {
+                connection.wake(event);
+                if event.is_writable() && !connection.output.is_empty() && !connection.dirty {
+                    connection.dirty = true;
+                    self.worker.dirty.push(connection.key);
+                }
+                self.worker.drive(host, connection);
+            }
+        } else if token == self.worker.lookup.token() {
+            self.worker.lookup.flush(host);
+            self.hear_lookup(host);
+        } else if token == self.worker.verify.token() {
+            self.worker.verify.flush(host);
+            self.hear_verify(host);
+        } else if token == self.auth.token() {
+            while self.auth.receive(host).is_some() {}
+        } else if token == self.keys.token() {
+            while self.keys.receive(host).is_some() {}
+        } else if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.token == token) {
+            listener.set_ready();
+        }
+    }
+
+    fn turn(&mut self, host: &mut Host) -> Option<Instant> {
+        self.take_completions(host);
+        self.accept(host);
+        self.run(host);
+        self.look_at_deadlines(host);
+        self.wind_up(host);
+        self.flush(host);
+        self.reap(host);
+        self.next(host)
+    }
+
+    fn prepare(&mut self, _host: &mut Host, config: &SmtpdPart) -> Result<(), String> {
+        if config.listen != self.config.listen {
+            return Err("[[listen]] cannot be changed by a reload: restart".into());
+        }
+        Ok(())
+    }
+
+    /// Sessions under way keep what they were told at their beginning; timeouts are ours and change.
+    fn reload(&mut self, _host: &mut Host, config: SmtpdPart) {
+        self.config = config;
+        self.worker.hops_max = self.config.limits.hops;
+        self.worker.timeouts = timeouts(&self.config.limits);
+        for listener in &mut self.listeners {
+            listener.settings = settings(&self.config, listener.service);
+        }
+    }
+
+    fn stop(&mut self, host: &mut Host) {
+        self.listeners.drain(..).for_each(|listener| listener.close(host));
+        self.stop_at = Some(host.now() + STOP_PATIENCE);
+    }
+
+    fn counters(&self) -> Vec<(String, u64)> {
+        let counters = &self.worker.counters;
+        [
+            ("sessions", self.connections.len() as u64),
+            ("connections", counters.connections),
+            ("accepted", counters.accepted),
+            ("octets", counters.octets),
+            ("rejected", counters.rejected),
+            ("spool-refused", counters.spool_refused),
+            ("timeouts", counters.timeouts),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+}
+
+/// What master gave, sorted.
+#[derive(Default)]
+struct Parts {
+    listeners: BTreeMap<u16, OwnedFd>,
+    tmp: Option<OwnedFd>,
+    new: Option<OwnedFd>,
+    links: Vec<(Peer, OwnedFd)>,
+}
+
+impl Parts {
+    fn sort(&mut self, handle: Handle, descriptor: OwnedFd) {
+        match handle {
+            Handle::Listener(number) => drop(self.listeners.insert(number, descriptor)),
+            Handle::SpoolDirectory(name) if name == "tmp" => self.tmp = Some(descriptor),
+            Handle::SpoolDirectory(name) if name == "new" => self.new = Some(descriptor),
+            Handle::Link(peer) => self.links.push((peer, descriptor)),
+            // Nothing else is ours: it is closed.
+            _ => {}
+        }
+    }
+}
+
+impl Smtpd {
+    fn listen(&mut self, host: &mut Host, number: u16, socket: OwnedFd) -> Result<(), StartError> {
+        let Some(listen) = self.config.listen.get(usize::from(number)) else {
+            return Err(StartError(format!("master gave listener {number}, which is not configured")));
+        };
+        let service = listen.service;
+        let settings = settings(&self.config, service);
+        if settings.is_none() {
+            let address = listen.address;
+            let text = format!(
+                "{address}: TLS is not available in this version: connections to this submissions listener are closed at once"
+            );
+            host.note(Level::Error, &text);
+        }
+        let listener = Listener::new(host, socket, service, settings)
+            .map_err(|e| StartError(format!("cannot listen on {}: {e}", listen.address)))?;
+        self.listeners.push(listener);
+        Ok(())
+    }
+
+    fn accept(&mut self, host: &mut Host) {
+        for at in 0..self.listeners.len() {
+            for _ in 0..ACCEPT_TURN {
+                let listener = &mut self.listeners[at];
+                let Some((stream, address)) = listener.accept(host) else { break };
+                // None: the service is not served. It was said at the start; closing is all there is to do.
+                let Some(settings) = listener.settings.clone() else { continue };
+                self.admit(host, settings, stream, address);
+            }
+        }
+    }
+
+    fn admit(
+        &mut self,
+        host: &mut Host,
+        settings: Arc<Settings>,
+        mut stream: mio::net::TcpStream,
+        address: std::net::IpAddr,
+    ) {
+        self.sessions += 1;
+        self.worker.counters.connections += 1;
+        let id = SessionId(self.first_session + self.sessions);
+        let client = Client { name: None, address };
+        if self.connections.len() >= self.config.limits.sessions as usize {
+            let reply = refusal::too_many_sessions();
+            let mut wire = Vec::new();
+            reply.write_to(&mut wire);
+            // The socket is new and takes one line; a client that does not listen is none.
+            let _ = std::io::Write::write(&mut stream, &wire);
+            let (stage, proto) = ("CONNECT", "SMTP");
+            let reply = &reply;
+            let session = id;
+            return host.emit(&Event::Reject {
+                session,
+                client,
+                stage,
+                reply,
+                from: None,
+                to: None,
+                helo: None,
+                proto,
+            });
+        }
+        host.emit(&Event::Connect { session: id, client });
+        let entry = self.connections.vacant_entry();
+        let key = Key::new(entry.key(), self.sessions);
+        let token = Token(self.first_token + key.place);
+        if let Err(error) =
+            host.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)
+        {
+            return host.note(Level::Error, &format!("event loop: cannot watch a connection: {error}"));
+        }
+        let mut out = Output::default();
+        let session = Session::new(settings, &mut out);
+        let mut connection = Connection::new(stream, key, session, id, address, host.now());
+        connection.output = out.wire;
+        connection.dirty = true;
+        self.worker.dirty.push(key);
+        entry.insert(connection);
+        self.deadlines.enter(host.now(), host.now() + self.worker.timeouts.command, key);
+        // Whether it is known in time or at all changes one word of the trace.
+        let question = smtpd_verify::Question { id: key.request(0), client: address };
+        let _ = !self.worker.verify.is_congested() && self.worker.verify.send(host, &question);
+    }
+
+    fn hear_lookup(&mut self, host: &mut Host) {
+        while let Some((answer, _)) = self.worker.lookup.receive(host) {
+            self.worker.unanswered = self.worker.unanswered.saturating_sub(1);
+            let (key, ticket) = Key::of_request(answer.id);
+            if let Some(connection) = living(&mut self.connections, key) {
+                self.worker.answered(host, connection, ticket, answer.verdict);
+            }
+        }
+        if self.worker.lookup.take_lost() {
+            self.worker.unanswered = 0;
+            for (_, connection) in &mut self.connections {
+                if connection.session.phase() == Phase::Asking {
+                    self.worker.unanswerable(host, connection);
+                }
+            }
+        }
+    }
+
+    fn hear_verify(&mut self, host: &mut Host) {
+        while let Some((answer, _)) = self.worker.verify.receive(host) {
+            let (key, _) = Key::of_request(answer.id);
+            if let Some(connection) = living(&mut self.connections, key)
+                && let smtpd_verify::ClientName::Confirmed(name) = answer.name
+            {
+                connection.name = Some(name);
+            }
+        }
+        // What was asked stays unknown.
+        let _ = self.worker.verify.take_lost();
+    }
+
+    fn take_completions(&mut self, host: &mut Host) {
+        if self.worker.writing == 0 {
+            return;
+        }
+        for completion in self.worker.writer.completions() {
+            self.worker.writing = self.worker.writing.saturating_sub(1);
+            let Completion { token, id, .. } = completion;
+            match living(&mut self.connections, Key::of_request(token).0) {
+                Some(connection) => self.worker.completed(host, connection, completion),
+                None => {
+                    let text = format!("{id}: its client is gone; the spool says {:?}", completion.result);
+                    host.note(Level::Info, &text);
+                }
+            }
+        }
+        for key in std::mem::take(&mut self.worker.paused) {
+            if let Some(connection) = living(&mut self.connections, key) {
+                self.worker.unpause(host, connection);
+            }
+        }
+    }
+
+    fn run(&mut self, host: &mut Host) {
+        for key in std::mem::take(&mut self.worker.runnable) {
+            if let Some(connection) = living(&mut self.connections, key) {
+                self.worker.drive(host, connection);
+            }
+        }
+    }
+
+    fn look_at_deadlines(&mut self, host: &mut Host) {
+        for key in self.deadlines.take(host.now()) {
+            if let Some(connection) = living(&mut self.connections, key) {
+                let remaining = self.worker.watch(host, connection);
+                self.deadlines.enter(host.now(), host.now() + remaining, key);
+            }
+        }
+    }
+
+    /// After [`Program::stop`]: sessions that are not in the middle of something are told to go.
+    fn wind_up(&mut self, host: &mut Host) {
+        let Some(stop_at) = self.stop_at else { return };
+        let late = host.now() >= stop_at;
+        for (_, connection) in &mut self.connections {
+            let idle = connection.session.phase() == Phase::Command && connection.input.is_empty();
+            match connection.state {
+                State::Open if idle || late => {
+                    self.worker.close(host, connection, refusal::stopping(), "stopping");
+                }
+                State::Lingering(..) => self.worker.give_up(connection, "stopping"),
+                _ if late => self.worker.give_up(connection, "stopping"),
+                _ => {}
+            }
+        }
+    }
+
+    fn flush(&mut self, _host: &mut Host) {
+        for key in std::mem::take(&mut self.worker.dirty) {
+            if let Some(connection) = living(&mut self.connections, key) {
+                self.worker.flush(connection);
+            }
+        }
+    }
+
+    fn reap(&mut self, host: &mut Host) {
+        for key in std::mem::take(&mut self.worker.gone) {
+            let gone = |c: &&mut Connection| matches!(c.state, State::Gone(_));
+            if living(&mut self.connections, key).filter(gone).is_some() {
+                let connection = self.connections.remove(key.place);
+                self.worker.forget(host, connection);
+            }
+        }
+        if let Some(stop_at) = self.stop_at
+            && (self.connections.is_empty() || host.now() >= stop_at)
+        {
+            host.finish();
+        }
+    }
+
+    fn next(&self, host: &Host) -> Option<Instant> {
+        let now = host.now();
+        let worker = &self.worker;
+        let busy = !worker.runnable.is_empty() || !worker.dirty.is_empty() || !worker.gone.is_empty();
+        let listeners = self.listeners.iter().filter_map(|listener| listener.next(now));
+        busy.then_some(now)
+            .into_iter()
+            .chain(listeners)
+            .chain(self.deadlines.next())
+            .chain(self.stop_at)
+            .min()
+    }
+}
+
+/// The connection of that name, if it is still there.
+fn living(connections: &mut Slab<Connection>, key: Key) -> Option<&mut Connection> {
+    connections.get_mut(key.place).filter(|connection| connection.key == key)
+}
+
+fn timeouts(limits: &SmtpLimits) -> Timeouts {
+    Timeouts { command: limits.command_timeout, data: limits.data_timeout, session: limits.session_time }
+}
+
+/// What new sessions of a service are told; none when it is not served.
+fn settings(config: &SmtpdPart, service: Service) -> Option<Arc<Settings>> {
+    let protocol = match service {
+        Service::Smtp | Service::Submission => Protocol::Smtp,
+        Service::Lmtp => Protocol::Lmtp,
+        // Never in clear text: its users believe to be within TLS.
+        Service::Submissions => return None,
+    };
+    let limits = &config.limits;
+    Some(Arc::new(Settings {
+        hostname: config.hostname.clone(),
+        protocol,
+        message_size: limits.message_size,
+        recipients: limits.recipients,
+        line_length: limits.line_length,
+        errors: limits.errors,
+    }))
+}
