@@ -78,40 +78,94 @@ pub struct Attempt<'a> {
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
     // The house.
-    /// The system started: `version`, `configuration`.
-    Started { version: &'a str, configuration: &'a str },
-    /// A port is bound: the address that the kernel chose where 0 was asked for.
-    Listening { address: SocketAddr, service: &'a str },
+    /// The system started.
+    Started {
+        /// Of Postern.
+        version: &'a str,
+        /// The file's path.
+        configuration: &'a str,
+    },
+    /// A port is bound.
+    Listening {
+        /// The port that the kernel chose where 0 was asked for.
+        address: SocketAddr,
+        /// `smtp`, `submission`, `submissions`, `lmtp`.
+        service: &'a str,
+    },
     /// All programs serve.
-    Ready { milliseconds: u64 },
+    Ready {
+        /// Since master began.
+        milliseconds: u64,
+    },
     /// Master started a program.
-    ProgramStarted { program: &'a str, pid: u32 },
-    /// A program ended without being told to; it is started again after `restart_in`.
-    ProgramDied { program: &'a str, pid: u32, how: &'a str, restart_in_ms: u64 },
+    ProgramStarted {
+        /// `smtpd/0`
+        program: &'a str,
+        /// Its process.
+        pid: u32,
+    },
+    /// A program ended without being told to.
+    ProgramDied {
+        /// `smtpd/0`
+        program: &'a str,
+        /// Its process.
+        pid: u32,
+        /// `exited with status 1`, `killed by SIGSEGV`
+        how: &'a str,
+        /// When it is started again.
+        restart_in_ms: u64,
+    },
     /// The configuration was read anew, or why it was not.
-    Reloaded { outcome: Result<(), &'a str> },
+    Reloaded {
+        /// Why not.
+        outcome: Result<(), &'a str>,
+    },
     /// The system is going down.
     Stopping,
     /// The system is down.
     Stopped,
-    /// How far the sandbox of this program is in force: `landlock` and `seccomp` in words.
-    Sandboxed { landlock: &'a str, seccomp: &'a str, user: &'a str },
+    /// How far the sandbox of this program is in force, in words.
+    Sandboxed {
+        /// `enforced (ABI 7)`, `absent`
+        landlock: &'a str,
+        /// `enforced`, `absent`
+        seccomp: &'a str,
+        /// Who it runs as.
+        user: &'a str,
+    },
     /// A neighbour went away; requests to it wait or get 4xx until master links a new one.
-    LinkLost { peer: &'a str, why: &'a str },
+    LinkLost {
+        /// Which one.
+        peer: &'a str,
+        /// What happened to the link.
+        why: &'a str,
+    },
 
     // smtpd.
     /// A client connected.
-    Connect { session: SessionId, client: Client<'a> },
-    /// A client went, with what it did: accepted messages, commands, milliseconds, and why it ended.
-    Disconnect {
+    Connect {
+        /// From now on its name.
         session: SessionId,
+        /// Who.
         client: Client<'a>,
+    },
+    /// A client went.
+    Disconnect {
+        /// The session.
+        session: SessionId,
+        /// Who.
+        client: Client<'a>,
+        /// Messages accepted.
         messages: u32,
+        /// Commands heard.
         commands: u32,
+        /// How long it was here.
         milliseconds: u64,
+        /// `quit`, `lost connection after DATA`, `timeout after RCPT`, …
         why: &'a str,
     },
-    /// A command was refused: `NOQUEUE: reject: RCPT from name[ip]: 550 …; from=<…> to=<…> proto=ESMTP helo=<…>`.
+    /// A command was refused: `NOQUEUE: reject: RCPT from name[ip]: 550 …; from=<…> to=<…> proto=ESMTP
+    /// helo=<…> session=…`.
     Reject {
         /// The session.
         session: SessionId,
@@ -148,25 +202,80 @@ pub enum Event<'a> {
         message_id: Option<&'a str>,
     },
     /// The spool refused a message: the client got 451 or 452.
-    SpoolRefused { session: SessionId, id: QueueId, error: &'a str },
+    SpoolRefused {
+        /// Whose message.
+        session: SessionId,
+        /// The id it would have had.
+        id: QueueId,
+        /// What the kernel said.
+        error: &'a str,
+    },
 
     // queue-manager.
     /// A message was taken into the queue: `ID: from=<…>, size=…, nrcpt=… (queue active)`.
-    Active { id: QueueId, from: &'a ReversePath, size: u64, nrcpt: usize },
+    Active {
+        /// The message.
+        id: QueueId,
+        /// Reverse-path.
+        from: &'a ReversePath,
+        /// Octets.
+        size: u64,
+        /// Recipients.
+        nrcpt: usize,
+    },
     /// A message came from a local program through `drop/`: `ID: uid=… from=<…>`.
-    PickedUp { id: QueueId, uid: u32, from: &'a ReversePath },
+    PickedUp {
+        /// The message.
+        id: QueueId,
+        /// Who ran the program.
+        uid: u32,
+        /// Reverse-path.
+        from: &'a ReversePath,
+    },
     /// A bounce was queued for a message: `ID: sender non-delivery notification: BOUNCE`.
-    BounceQueued { id: QueueId, bounce: QueueId },
+    BounceQueued {
+        /// The message that failed.
+        id: QueueId,
+        /// The message that tells of it.
+        bounce: QueueId,
+    },
     /// No bounce was sent because the message is one, or has the null reverse-path.
-    BounceDropped { id: QueueId, why: &'a str },
+    BounceDropped {
+        /// The message that failed.
+        id: QueueId,
+        /// Why nobody is told.
+        why: &'a str,
+    },
     /// Every recipient is finished and the message is gone: `ID: removed`.
-    Removed { id: QueueId },
+    Removed {
+        /// The message.
+        id: QueueId,
+    },
     /// An operator held, released, flushed or removed it.
-    Operator { id: Option<QueueId>, action: &'a str },
+    Operator {
+        /// The message; none for the whole queue.
+        id: Option<QueueId>,
+        /// What was done, in a word.
+        action: &'a str,
+    },
     /// A spool file was set aside for a human.
-    Corrupt { file: &'a str, why: &'a str },
+    Corrupt {
+        /// Its name in `corrupt/`.
+        file: &'a str,
+        /// What is wrong with it.
+        why: &'a str,
+    },
     /// What recovery found at start.
-    Recovered { files: u64, messages: u64, swept: u64, milliseconds: u64 },
+    Recovered {
+        /// Spool files.
+        files: u64,
+        /// Messages in them.
+        messages: u64,
+        /// Files in `tmp/` that were never accepted, removed.
+        swept: u64,
+        /// How long it took.
+        milliseconds: u64,
+    },
 
     // The agents.
     /// One recipient of one attempt.
@@ -174,5 +283,97 @@ pub enum Event<'a> {
 
     // Everything else.
     /// Something a human should read: what was tried, on what, and what to do about it.
-    Note { level: Level, id: Option<&'a str>, text: &'a str },
+    Note {
+        /// How bad it is.
+        level: Level,
+        /// A queue or session id, when it is about one.
+        id: Option<&'a str>,
+        /// The sentence.
+        text: &'a str,
+    },
+}
+
+impl fmt::Display for Client<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.name.unwrap_or("unknown"), self.address)
+    }
+}
+
+impl Level {
+    /// The word in a log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+            Self::Fatal => "fatal",
+        }
+    }
+}
+
+impl Status {
+    /// The word in a log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Deferred => "deferred",
+            Self::Bounced => "bounced",
+        }
+    }
+}
+
+impl Attempt<'_> {
+    /// `dsn=`: the reply's enhanced code (RFC 3463), or the general one of its class where it has none.
+    pub fn dsn(&self) -> String {
+        match (self.reply.enhanced, self.status) {
+            (Some(code), _) => code.to_string(),
+            (None, Status::Sent) => "2.0.0".to_owned(),
+            (None, Status::Deferred) => "4.0.0".to_owned(),
+            (None, Status::Bounced) => "5.0.0".to_owned(),
+        }
+    }
+}
+
+impl Event<'_> {
+    /// The event's name: `event` in JSON.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Started { .. } => "started",
+            Self::Listening { .. } => "listening",
+            Self::Ready { .. } => "ready",
+            Self::ProgramStarted { .. } => "program-started",
+            Self::ProgramDied { .. } => "program-died",
+            Self::Reloaded { .. } => "reloaded",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Sandboxed { .. } => "sandboxed",
+            Self::LinkLost { .. } => "link-lost",
+            Self::Connect { .. } => "connect",
+            Self::Disconnect { .. } => "disconnect",
+            Self::Reject { .. } => "reject",
+            Self::Accepted { .. } => "accepted",
+            Self::SpoolRefused { .. } => "spool-refused",
+            Self::Active { .. } => "active",
+            Self::PickedUp { .. } => "picked-up",
+            Self::BounceQueued { .. } => "bounce-queued",
+            Self::BounceDropped { .. } => "bounce-dropped",
+            Self::Removed { .. } => "removed",
+            Self::Operator { .. } => "operator",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Recovered { .. } => "recovered",
+            Self::Delivery(_) => "delivery",
+            Self::Note { .. } => "note",
+        }
+    }
+
+    /// How bad it is.
+    pub const fn level(&self) -> Level {
+        match self {
+            Self::Note { level, .. } => *level,
+            Self::Corrupt { .. } | Self::Reloaded { outcome: Err(_) } => Level::Error,
+            Self::ProgramDied { .. } | Self::LinkLost { .. } | Self::SpoolRefused { .. } => Level::Warning,
+            _ => Level::Info,
+        }
+    }
 }

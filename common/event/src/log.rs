@@ -1,10 +1,26 @@
 //! Where events go.
 
-use std::os::fd::OwnedFd;
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
 use serde::{Deserialize, Serialize};
+use syslog::{Facility, Formatter3164, LogFormat, Severity};
 
 use crate::event::{Event, Level};
+use crate::{json, text};
+
+/// Gathered octets at which the log writes itself before the turn ends.
+const WRITE_AT: usize = 32 * 1024;
+
+/// Most that is kept for a log that takes nothing now; what comes then is counted and dropped.
+const KEEP: usize = 256 * 1024;
+
+/// How long after one request for a new descriptor the next is made.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What kind of thing the log descriptor is. Master opens it; no other program can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,20 +39,38 @@ pub struct Log {
     descriptor: OwnedFd,
     kind: LogKind,
     program: String,
-    gathered: Vec<u8>,
+    gathered: VecDeque<u8>,
+    /// Where each datagram of `gathered` ends: syslog takes one line at a time.
+    lengths: VecDeque<usize>,
+    dropped: u64,
     broken: bool,
+    asked: Option<Instant>,
 }
 
 impl Log {
     /// A log for `program` (`smtpd`), over a descriptor that master opened.
     pub fn new(descriptor: OwnedFd, kind: LogKind, program: &str) -> Self {
-        Self { descriptor, kind, program: program.to_owned(), gathered: Vec::new(), broken: false }
+        Self {
+            descriptor,
+            kind,
+            program: program.to_owned(),
+            gathered: VecDeque::new(),
+            lengths: VecDeque::new(),
+            dropped: 0,
+            broken: false,
+            asked: None,
+        }
     }
 
-    /// Notes an event. It is on its way after [`Log::flush`].
+    /// Notes an event. It is on its way after [`Log::flush`]. [`Level::Debug`] is not shown.
     pub fn emit(&mut self, event: &Event<'_>) {
-        let _ = (event, &self.program, self.kind, &self.descriptor);
-        self.gathered.clear();
+        if event.level() == Level::Debug {
+            return;
+        }
+        if self.gathered.len() >= WRITE_AT {
+            self.flush();
+        }
+        self.gather(event);
     }
 
     /// Notes something that has no event of its own.
@@ -44,17 +78,128 @@ impl Log {
         self.emit(&Event::Note { level, id, text });
     }
 
-    /// Writes what was gathered. Never blocks for long and never fails: what a log cannot take is
-    /// counted and told in the next line it takes.
-    pub fn flush(&mut self) {}
-
-    /// The descriptor takes nothing any more (syslog was restarted): ask master for a new one, once.
-    pub fn take_broken(&mut self) -> bool {
-        std::mem::take(&mut self.broken)
+    /// Writes what was gathered. Never blocks for long and never fails: what a log cannot take is kept up
+    /// to a limit, then counted, and told in the next line it takes.
+    pub fn flush(&mut self) {
+        self.write_gathered();
+        if self.dropped > 0 && self.gathered.is_empty() && !self.broken {
+            let lost = std::mem::take(&mut self.dropped);
+            let text = format!("the log took no more: {lost} lines are lost");
+            self.gather(&Event::Note { level: Level::Warning, id: None, text: &text });
+            self.write_gathered();
+        }
     }
 
-    /// Goes on with a new descriptor.
+    /// The descriptor takes nothing any more (syslog was restarted): ask master for a new one. True once,
+    /// and again after a while if none came.
+    pub fn take_broken(&mut self) -> bool {
+        let ask = self.broken && self.asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN);
+        if ask {
+            self.asked = Some(Instant::now());
+        }
+        ask
+    }
+
+    /// Goes on with a new descriptor; what was kept for the old one goes there.
     pub fn replace(&mut self, descriptor: OwnedFd) {
+        // A line of which half stands in the old file must not put its other half into the new one: only
+        // files are written in part, and those are replaced by rotation, when nothing waits as a rule.
         self.descriptor = descriptor;
+        (self.broken, self.asked) = (false, None);
+        self.flush();
+    }
+
+    fn gather(&mut self, event: &Event<'_>) {
+        let mut line = Vec::with_capacity(256);
+        let pid = std::process::id();
+        match self.kind {
+            LogKind::Json => json::write(&mut line, &now(), &self.program, pid, event),
+            LogKind::Text => {
+                let text = text::line(event);
+                line.extend_from_slice(
+                    format!("{} postern/{}[{pid}]: {text}\n", now(), self.program).as_bytes(),
+                );
+            }
+            LogKind::Syslog => {
+                let process = format!("postern/{}", self.program);
+                let formatter = Formatter3164 { facility: Facility::LOG_MAIL, hostname: None, process, pid };
+                if formatter.format(&mut line, severity(event.level()), text::line(event)).is_err() {
+                    self.dropped += 1;
+                    return;
+                }
+            }
+        }
+        if self.gathered.len() + line.len() > KEEP {
+            self.dropped += 1;
+            return;
+        }
+        self.lengths.push_back(line.len());
+        self.gathered.extend(line);
+    }
+
+    fn write_gathered(&mut self) {
+        while !self.gathered.is_empty() {
+            let outcome = match self.kind {
+                LogKind::Syslog => self.send_one(),
+                LogKind::Text | LogKind::Json => self.write_some(),
+            };
+            match outcome {
+                Ok(()) | Err(Errno::EINTR) => {}
+                // Full for now: a pipe nobody reads, a disk without room, a syslog that is behind.
+                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOSPC | Errno::EDQUOT) => return,
+                Err(_) => {
+                    self.broken = true;
+                    return;
+                }
+            }
+        }
+        self.broken = false;
+    }
+
+    fn write_some(&mut self) -> nix::Result<()> {
+        let written = nix::unistd::write(&self.descriptor, self.gathered.make_contiguous())?;
+        self.forget(written);
+        Ok(())
+    }
+
+    fn send_one(&mut self) -> nix::Result<()> {
+        let length = self.lengths.front().copied().unwrap_or(0);
+        let line = self.gathered.make_contiguous().get(..length).unwrap_or_default();
+        match send(self.descriptor.as_raw_fd(), line, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            Ok(_) => {}
+            // This syslog takes no line of that length; it takes the others.
+            Err(Errno::EMSGSIZE) => self.dropped += 1,
+            Err(error) => return Err(error),
+        }
+        self.forget(length);
+        Ok(())
+    }
+
+    /// Removes octets that are written from what is gathered.
+    fn forget(&mut self, mut octets: usize) {
+        self.gathered.drain(..octets.min(self.gathered.len()));
+        while let Some(length) = self.lengths.front_mut() {
+            if *length > octets {
+                *length -= octets;
+                return;
+            }
+            octets -= *length;
+            self.lengths.pop_front();
+        }
+    }
+}
+
+/// `2026-11-22T04:18:27.123Z`
+fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
+fn severity(level: Level) -> Severity {
+    match level {
+        Level::Debug => Severity::LOG_DEBUG,
+        Level::Info => Severity::LOG_INFO,
+        Level::Warning => Severity::LOG_WARNING,
+        Level::Error => Severity::LOG_ERR,
+        Level::Fatal => Severity::LOG_CRIT,
     }
 }
