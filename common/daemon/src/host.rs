@@ -31,9 +31,21 @@ pub struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(me: Peer, log: Log, rooted: bool, registry: Registry, waker: Arc<Waker>) -> Self {
+    /// Surroundings over an event loop. [`crate::run`] makes them for a program; tests of a program's
+    /// callbacks make their own.
+    pub fn new(me: Peer, log: Log, rooted: bool, registry: Registry, waker: Arc<Waker>) -> Self {
         let (now, wall) = (Instant::now(), Timestamp::now());
         Self { me, log, rooted, registry, waker, now, wall, finished: false, next_token: FIRST_TOKEN }
+    }
+
+    /// A turn of the loop begins: takes the time for it. For whoever turns the loop.
+    pub fn tick(&mut self) {
+        (self.now, self.wall) = (Instant::now(), Timestamp::now());
+    }
+
+    /// [`Host::finish`] was called. For whoever turns the loop.
+    pub fn is_finished(&self) -> bool {
+        self.finished
     }
 
     /// The event loop's registry, for mio's own sources.

@@ -12,7 +12,6 @@ use postern_event::{Event, Level, Log};
 use postern_ipc::supervise::{FromChild, Handle, ToChild};
 use postern_ipc::{Link, LinkError, MAX_CONFIG, Peer, Role, blocking, decode_config};
 use postern_sandbox::Confinement;
-use postern_spool::Timestamp;
 use serde::de::DeserializeOwned;
 
 use crate::host::Host;
@@ -203,7 +202,7 @@ fn turn_until_stopped<P: Program>(
             Err(e) => return Err(End::Failed(Some(Box::new(host.log)), format!("event loop: {e}"))),
             Ok(()) => {}
         }
-        (host.now, host.wall) = (Instant::now(), Timestamp::now());
+        host.tick();
         for event in &events {
             match event.token() {
                 CONTROL => {
