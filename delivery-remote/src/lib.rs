@@ -1,3 +1,48 @@
-//! postern-delivery-remote
+//! NAME
+//!     postern-delivery-remote: hands mail to other hosts by SMTP
+//!
+//! WHAT IT DOES
+//!     Takes jobs from the queue-manager (one message, one destination, up to fifty recipients), finds the
+//!     destination's servers ([`routing`]: MX records by preference, null MX, addresses where there is no
+//!     MX, address literals and `[host]:port` routes), connects, sends, and reports every recipient
+//!     exactly once: delivered, deferred or failed. A connection that served a message is kept for a few
+//!     seconds for the next one to the same destination, for a hundred messages at most. Each result is
+//!     one `Delivery` line in the log.
+//!
+//!     The program is [`Courier`], which is generic over the protocol: postern-lmtp is the same with LMTP.
+//!
+//! TALKS TO
+//!     queue-manager (`queue_agent`: jobs come, results go), resolver (`resolve`), and servers by TCP;
+//!     for LMTP also by Unix sockets.
+//!
+//! TRUST
+//!     Servers are hostile: what they say is bounded and decides about their own recipients only. It
+//!     sees the message it delivers, as bytes or as a read-only descriptor, and nothing of the spool.
+//!
+//! FAILURE
+//!     A server that cannot be reached, greets with a refusal, or breaks off before content makes room
+//!     for the next address, then the next exchanger; when all failed the job is deferred, and the
+//!     destination reported as down. After content was begun a loss defers the recipients: the message
+//!     may have been taken, so a second copy is possible, as RFC 5321 §4.5.4.1 has it. When the
+//!     queue-manager goes away its jobs are dropped, connections and all: it queues them again. Told to
+//!     stop, it finishes transactions under way for ten seconds and defers the rest.
+//!
+//! BUGS
+//!     No TLS yet. An exchanger that has our address under another name is not noticed as ourselves.
+//!     Addresses that did not answer are not remembered from job to job. A recipient deferred by one
+//!     exchanger is not tried at the next within the same attempt. Reading a message's descriptor may
+//!     wait for the disk.
 
 #![forbid(unsafe_code)]
+
+mod agent;
+mod attempt;
+mod connection;
+mod content;
+mod courier;
+pub mod routing;
+#[cfg(test)]
+mod tests;
+
+pub use agent::Settings;
+pub use courier::{Courier, Kind, Remote};

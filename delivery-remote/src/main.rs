@@ -1,5 +1,11 @@
-//! postern-delivery-remote
+//! postern-delivery-remote: see the library.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use postern_delivery_remote::{Courier, Remote};
+
+fn main() -> ExitCode {
+    postern_daemon::run::<Courier<Remote>>()
+}

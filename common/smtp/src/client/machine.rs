@@ -128,6 +128,11 @@ impl Client {
         self.events.pop_front()
     }
 
+    /// [`Client::event`] has something.
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// Octets came from the server.
     pub fn input(&mut self, mut octets: &[u8]) {
         while !self.is_closed() {
