@@ -10,7 +10,7 @@ use nix::sys::stat::Mode;
 
 use crate::format::{self, BLOCK, FOOT_LEN, HEAD_LEN, Head, INDEX_MAX, StoredRef};
 use crate::id::QueueId;
-use crate::ops::{Directory, Ops, labelled};
+use crate::ops::{Directory, Ops, Probe, labelled};
 use crate::writer::{Finished, NewMessage, Shared, WriteError, WriterDirs};
 
 /// Most messages of one file. The disk's own time sets the size of a batch; this only bounds how many
@@ -35,11 +35,17 @@ pub fn write_one(directory: BorrowedFd<'_>, message: &NewMessage) -> Result<(), 
     write_one_with(&Ops::default(), directory, message)
 }
 
-pub(crate) fn write_one_with(
-    ops: &Ops,
+/// As [`write_one`], with every file operation shown to `probe` first. For tests.
+#[doc(hidden)]
+pub fn write_one_probed(
     directory: BorrowedFd<'_>,
     message: &NewMessage,
+    probe: Probe,
 ) -> Result<(), WriteError> {
+    write_one_with(&Ops { probe: Some(probe) }, directory, message)
+}
+
+fn write_one_with(ops: &Ops, directory: BorrowedFd<'_>, message: &NewMessage) -> Result<(), WriteError> {
     let directory = Directory { fd: directory, label: "drop" };
     let name = message.id.to_string();
     // The dot keeps it from being taken for a queue id before it is whole.

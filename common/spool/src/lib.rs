@@ -17,7 +17,7 @@ mod samples;
 mod stream;
 mod writer;
 
-pub use commit::write_one;
+pub use commit::{write_one, write_one_probed};
 pub use envelope::{BodyType, Envelope, Origin, Timestamp};
 pub use format::Stored;
 pub use id::{IdAllocator, QUEUE_ID_LEN, QueueId, Slot};

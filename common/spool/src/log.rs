@@ -1,13 +1,15 @@
 //! The log at the end of a spool file: what became of each recipient.
 //!
-//! A record is `length: u32, crc32c: u32, payload`; the checksum covers the length and the payload, so
-//! neither zeros nor a tail that was half written pass for one. The payload is `tag: u16, message: u16`
-//! and what the tag says.
+//! A record is `length: u32, crc32c: u32, payload`. The checksum covers the file's id, the record's place
+//! in the file, the length and the payload: neither zeros, nor a tail that was half written, nor a block
+//! that once was another file's log pass for one. The payload is `tag: u16, message: u16` and what the
+//! tag says.
 
 use postern_address::Mailbox;
 
 use crate::envelope::Timestamp;
 use crate::format::decode_mailbox;
+use crate::id::QueueId;
 use crate::record::{FormatError, text, u16_at, u32_at, u64_at, unknown};
 
 /// Octets before a record's payload.
@@ -88,8 +90,8 @@ pub(crate) enum Step {
     End,
 }
 
-/// Appends one record.
-pub(crate) fn encode(out: &mut Vec<u8>, record: &LogRecord) {
+/// Appends one record to `out`, which begins at `base` of the file `id`.
+pub(crate) fn encode(out: &mut Vec<u8>, record: &LogRecord, id: QueueId, base: u64) {
     let at = out.len();
     out.extend_from_slice(&[0; HEADER_LEN]);
     let tag = match &record.what {
@@ -103,15 +105,16 @@ pub(crate) fn encode(out: &mut Vec<u8>, record: &LogRecord) {
     out.extend_from_slice(&record.message.to_le_bytes());
     encode_entry(out, &record.what);
     let length = ((out.len() - at - HEADER_LEN) as u32).to_le_bytes();
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&length), out.get(at + HEADER_LEN..).unwrap_or(&[]));
+    let crc = checksum(id, base + at as u64, length, out.get(at + HEADER_LEN..).unwrap_or(&[]));
     if let Some(header) = out.get_mut(at..at + HEADER_LEN) {
         header[..4].copy_from_slice(&length);
         header[4..].copy_from_slice(&crc.to_le_bytes());
     }
 }
 
-/// Looks at the beginning of `bytes`. An error is a record that is whole and not understood.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Step, FormatError> {
+/// Looks at the beginning of `bytes`, which is at `at` of the file `id`. An error is a record that is whole
+/// and not understood.
+pub(crate) fn decode(bytes: &[u8], id: QueueId, at: u64) -> Result<Step, FormatError> {
     let (Some(length), Some(crc)) = (u32_at(bytes, 0), u32_at(bytes, 4)) else {
         return Ok(Step::NeedMore(HEADER_LEN));
     };
@@ -122,10 +125,15 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Step, FormatError> {
     let Some(payload) = bytes.get(HEADER_LEN..HEADER_LEN + size) else {
         return Ok(Step::NeedMore(HEADER_LEN + size));
     };
-    if crc32c::crc32c_append(crc32c::crc32c(&length.to_le_bytes()), payload) != crc {
+    if checksum(id, at, length.to_le_bytes(), payload) != crc {
         return Ok(Step::End);
     }
     decode_payload(payload).map(|record| Step::Record(record, HEADER_LEN + size))
+}
+
+fn checksum(id: QueueId, at: u64, length: [u8; 4], payload: &[u8]) -> u32 {
+    let place = crc32c::crc32c_append(crc32c::crc32c(&id.as_u64().to_le_bytes()), &at.to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c_append(place, &length), payload)
 }
 
 fn encode_entry(out: &mut Vec<u8>, entry: &LogEntry) {
@@ -209,19 +217,26 @@ mod tests {
     use crate::record::OPTIONAL;
     use crate::samples;
 
+    const FILE: QueueId = QueueId::from_u64(7);
+    const BASE: u64 = 1000;
+
     /// Every record up to the end, as a reader takes them.
-    fn read(mut bytes: &[u8]) -> Vec<LogRecord> {
-        let mut records = Vec::new();
-        while let Ok(Step::Record(record, length)) = decode(bytes) {
+    fn read(bytes: &[u8]) -> Vec<LogRecord> {
+        let (mut records, mut at) = (Vec::new(), 0);
+        while let Ok(Step::Record(record, length)) = decode(&bytes[at..], FILE, BASE + at as u64) {
             records.extend(record);
-            bytes = &bytes[length..];
+            at += length;
         }
         records
     }
 
+    fn decode_first(bytes: &[u8]) -> Result<Step, FormatError> {
+        decode(bytes, FILE, BASE)
+    }
+
     fn encoded(payload: &[u8]) -> Vec<u8> {
         let length = (payload.len() as u32).to_le_bytes();
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&length), payload).to_le_bytes();
+        let crc = checksum(FILE, BASE, length, payload).to_le_bytes();
         [&length, &crc, payload].concat()
     }
 
@@ -229,7 +244,7 @@ mod tests {
         #[test]
         fn round_trip(records in vec(samples::log_record(), 0..6)) {
             let mut bytes = Vec::new();
-            records.iter().for_each(|record| encode(&mut bytes, record));
+            records.iter().for_each(|record| encode(&mut bytes, record, FILE, BASE));
             prop_assert_eq!(read(&bytes), records);
         }
 
@@ -237,7 +252,7 @@ mod tests {
         #[test]
         fn torn(records in vec(samples::log_record(), 1..6), cut: prop::sample::Index, rest in vec(0u8..2, 0..40)) {
             let mut bytes = Vec::new();
-            records.iter().for_each(|record| encode(&mut bytes, record));
+            records.iter().for_each(|record| encode(&mut bytes, record, FILE, BASE));
             bytes.truncate(cut.index(bytes.len()));
             bytes.extend(rest);
             let found = read(&bytes);
@@ -248,7 +263,7 @@ mod tests {
         fn flipped(records in vec(samples::log_record(), 1..6), bit: prop::sample::Index) {
             let mut bytes = Vec::new();
             let mut ends = vec![];
-            records.iter().for_each(|record| { encode(&mut bytes, record); ends.push(bytes.len()); });
+            records.iter().for_each(|record| { encode(&mut bytes, record, FILE, BASE); ends.push(bytes.len()); });
             let bit = bit.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             let before = ends.iter().filter(|end| **end <= bit / 8).count();
@@ -257,27 +272,37 @@ mod tests {
 
         #[test]
         fn hostile(bytes: Vec<u8>) {
-            let _ = decode(&bytes);
-            let _ = decode(&encoded(&bytes));
+            let _ = decode_first(&bytes);
+            let _ = decode_first(&encoded(&bytes));
             for tag in 0..6u8 {
-                let _ = decode(&encoded(&[&[tag, 0], &bytes[..]].concat()));
+                let _ = decode_first(&encoded(&[&[tag, 0], &bytes[..]].concat()));
             }
         }
     }
 
+    /// What another file's log left in a block, or our own at another place, is not ours here.
+    #[test]
+    fn strange_records_are_none() {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &LogRecord { message: 0, what: LogEntry::Held }, FILE, BASE);
+        assert!(matches!(decode(&bytes, FILE, BASE), Ok(Step::Record(Some(_), _))));
+        assert_eq!(decode(&bytes, QueueId::from_u64(8), BASE), Ok(Step::End));
+        assert_eq!(decode(&bytes, FILE, BASE + 1), Ok(Step::End));
+    }
+
     #[test]
     fn zeros_are_no_record() {
-        assert_eq!(decode(&[0; 64]), Ok(Step::End));
-        assert_eq!(decode(&[0; 7]), Ok(Step::NeedMore(8)));
-        assert_eq!(decode(&[0xff; 64]), Ok(Step::End));
+        assert_eq!(decode_first(&[0; 64]), Ok(Step::End));
+        assert_eq!(decode_first(&[0; 7]), Ok(Step::NeedMore(8)));
+        assert_eq!(decode_first(&[0xff; 64]), Ok(Step::End));
     }
 
     #[test]
     fn unknown_entries() {
         let optional = encoded(&[&(OPTIONAL | 9).to_le_bytes()[..], &[0, 0, 1, 2, 3]].concat());
-        assert_eq!(decode(&optional), Ok(Step::Record(None, optional.len())));
-        assert!(matches!(decode(&encoded(&[9, 0, 0, 0])), Err(FormatError::Newer(_))));
-        assert!(matches!(decode(&encoded(&[1, 0, 0, 0, 0, 0, 0, 0, 4])), Err(FormatError::Newer(_))));
+        assert_eq!(decode_first(&optional), Ok(Step::Record(None, optional.len())));
+        assert!(matches!(decode_first(&encoded(&[9, 0, 0, 0])), Err(FormatError::Newer(_))));
+        assert!(matches!(decode_first(&encoded(&[1, 0, 0, 0, 0, 0, 0, 0, 4])), Err(FormatError::Newer(_))));
     }
 
     #[test]
@@ -285,7 +310,7 @@ mod tests {
         let what =
             |reply: String| LogEntry::Deferred { recipient: 0, address: None, until: Timestamp(1), reply };
         let mut bytes = Vec::new();
-        encode(&mut bytes, &LogRecord { message: 0, what: what("aж".repeat(6000)) });
+        encode(&mut bytes, &LogRecord { message: 0, what: what("aж".repeat(6000)) }, FILE, BASE);
         let kept = &read(&bytes)[0].what;
         let LogEntry::Deferred { reply, .. } = kept else { panic!("{kept:?}") };
         assert!(reply.len() > REPLY_MAX - 4 && reply.len() <= REPLY_MAX);

@@ -10,6 +10,7 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat};
 use nix::sys::stat::Mode;
 
 use crate::format::{self, BLOCK, FOOT_LEN, Foot, HEAD_LEN, Stored};
+use crate::id::QueueId;
 use crate::log::{self, LogRecord, Step};
 use crate::record::FormatError;
 
@@ -36,6 +37,7 @@ pub struct SpoolFile {
     file: File,
     directory: OwnedFd,
     name: String,
+    id: QueueId,
     index: u64,
     messages: Vec<Stored>,
     log: Vec<LogRecord>,
@@ -60,10 +62,11 @@ impl SpoolFile {
         let foot = format::decode_foot(tail.get(head.foot, FOOT_LEN)?, head)?;
         let messages = read_index(&file, &mut tail, &foot)?;
         let log_start = head.foot + FOOT_LEN as u64;
-        let (log, log_end) = read_log(&mut tail, log_start, size, messages.len())?;
+        let (log, log_end) = read_log(&mut tail, head.id, log_start, messages.len())?;
         Ok(Self {
             directory: directory.try_clone_to_owned()?,
             name: name.to_owned(),
+            id: head.id,
             index: foot.index,
             messages,
             log,
@@ -137,7 +140,7 @@ impl SpoolFile {
             self.torn = false;
         }
         let mut bytes = Vec::with_capacity(records.len() * 64);
-        records.iter().for_each(|record| log::encode(&mut bytes, record));
+        records.iter().for_each(|record| log::encode(&mut bytes, record, self.id, self.log_end));
         if let Err(error) = self.file.write_all_at(&bytes, self.log_end) {
             self.torn = true;
             return Err(error);
@@ -240,13 +243,13 @@ fn read_index(file: &File, tail: &mut Tail<'_>, foot: &Foot) -> Result<Vec<Store
 /// The valid records from `at` on, and where they end.
 fn read_log(
     tail: &mut Tail<'_>,
+    id: QueueId,
     mut at: u64,
-    size: u64,
     messages: usize,
 ) -> Result<(Vec<LogRecord>, u64), ReadError> {
     let mut records = Vec::new();
-    while at < size {
-        match log::decode(tail.from(at)?)? {
+    while at < tail.size {
+        match log::decode(tail.from(at)?, id, at)? {
             Step::Record(record, length) => {
                 if record.as_ref().is_some_and(|r| usize::from(r.message) >= messages) {
                     return Err(ReadError::Corrupt("the log names a message that is not there".into()));
@@ -254,7 +257,7 @@ fn read_log(
                 records.extend(record);
                 at += length as u64;
             }
-            Step::NeedMore(length) if at + length as u64 <= size => {
+            Step::NeedMore(length) if at + length as u64 <= tail.size => {
                 tail.get(at, length)?;
             }
             Step::NeedMore(_) | Step::End => break,

@@ -1,5 +1,7 @@
 //! The writer and the reader together, on real files.
 
+#![allow(clippy::unwrap_used)] // a test that panics has failed
+
 mod common;
 
 use std::collections::HashMap;

@@ -1,5 +1,5 @@
 //! A spool on a desk, and messages to put into it.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::fs::File;
