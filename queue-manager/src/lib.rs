@@ -1,3 +1,5 @@
 //! postern-queue-manager
 
 #![forbid(unsafe_code)]
+
+pub mod scheduler;

@@ -1,0 +1,498 @@
+//! The schedule: which message is tried when, and which job goes to which agent next. No I/O, no clock, no
+//! threads: events and the time go in, [`Action`]s come out.
+//!
+//! A message in memory is queued, deferred, held or active. An attempt begins with [`Action::Load`], asks
+//! lookup for every unfinished recipient, groups what comes back by destination and owner, queues the
+//! groups at their destinations, and ends when nothing of it is asked, queued or in a job. Only then is the
+//! message deferred, bounced from or finished.
+//!
+//! Invariants, which the tests check under random events:
+//! - a delivery is at one place: in a destination's queue, in one job, or decided;
+//! - a recipient is recorded as done once, and only when every delivery of it is;
+//! - a destination never has more jobs than its limit, an agent never more than it granted;
+//! - a message leaves only by [`Action::Finished`], which follows the records of all its recipients.
+
+mod attempt;
+mod destination;
+mod dispatch;
+mod message;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use postern_address::Mailbox;
+use postern_config::QueueLimits;
+use postern_event::Status;
+use postern_ipc::queue_agent::{Destination, Report};
+use postern_smtp::Reply;
+use postern_spool::{LogEntry, QueueId, Timestamp};
+
+pub use dispatch::AgentKind;
+pub use message::{Loaded, Place, Unfinished};
+
+use destination::Destinations;
+use message::{Active, Entry, State, Wish};
+
+/// Messages with an attempt under way at once. Each costs its recipients in memory.
+const ACTIVE_MAX: usize = 5000;
+/// How many of them may be retries: new mail always finds room.
+const ACTIVE_OLD_MAX: usize = ACTIVE_MAX / 2;
+/// Questions at lookup at once.
+const QUESTIONS_MAX: usize = 256;
+/// A job that outlived this many deaths of its agent may be what kills it: it waits like any deferred one.
+const LOSSES_MAX: u8 = 3;
+
+/// Numbers from the configuration, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The first delay; each further one doubles.
+    pub retry_first: u64,
+    /// No delay is longer.
+    pub retry_most: u64,
+    /// A message older than this is returned.
+    pub lifetime: u64,
+    /// The same for a message with the null reverse-path.
+    pub bounce_lifetime: u64,
+    /// Jobs to one destination at once.
+    pub connections: u32,
+}
+
+/// What the shell is to do.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Read the message's unfinished recipients and call [`Scheduler::loaded`].
+    Load(QueueId),
+    /// Ask lookup, and call [`Scheduler::answer`].
+    Ask {
+        /// Comes back in the answer.
+        question: u64,
+        /// The envelope's recipient.
+        recipient: Mailbox,
+    },
+    /// Hand a job to an agent; its grant is taken.
+    Start(Order),
+    /// Append to the message's log.
+    Record(QueueId, Vec<LogEntry>),
+    /// Log a result that no agent logs, since none was asked.
+    Tell(Told),
+    /// Write a report to the sender, and call [`Scheduler::bounced`] when it is on disk or cannot be.
+    Bounce(BounceOrder),
+    /// Recipients failed and nobody can be told: the message has the null reverse-path.
+    DropBounce(QueueId),
+    /// Every recipient is recorded as done: the message goes.
+    Finished(QueueId),
+}
+
+/// A job, but for the message's bytes.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Its number: never used again.
+    pub job: u64,
+    /// Whose it is.
+    pub agent: AgentKind,
+    /// The message.
+    pub id: QueueId,
+    /// Where to.
+    pub destination: Destination,
+    /// The reverse-path in place of the envelope's.
+    pub owner: Option<Mailbox>,
+    /// Final address and, where an alias changed it, the envelope's; results name their places here.
+    pub targets: Vec<(Mailbox, Option<Mailbox>)>,
+    /// When the message was taken up for this attempt.
+    pub scheduled: Timestamp,
+}
+
+/// A result for the log of events.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The message.
+    pub id: QueueId,
+    /// Final address.
+    pub address: Mailbox,
+    /// The envelope's, where an alias changed it.
+    pub original: Option<Mailbox>,
+    /// When the message arrived.
+    pub arrival: Timestamp,
+    /// When it was taken up.
+    pub scheduled: Timestamp,
+    /// What became of it.
+    pub status: Status,
+    /// In whose words.
+    pub reply: Reply,
+}
+
+/// A report to be written.
+#[derive(Clone, Debug)]
+pub struct BounceOrder {
+    /// The message.
+    pub id: QueueId,
+    /// `owner-LIST`; none for the envelope's reverse-path.
+    pub owner: Option<Mailbox>,
+    /// Which recipients failed, and why.
+    pub failures: Vec<Failure>,
+}
+
+/// A recipient that will not be reached.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Its place in the envelope.
+    pub recipient: u32,
+    /// Final address.
+    pub address: Mailbox,
+    /// The envelope's, where an alias changed it.
+    pub original: Option<Mailbox>,
+    /// The last words about it.
+    pub report: Report,
+    /// It was given up for its age.
+    pub expired: bool,
+}
+
+/// What was done so far, for `postern status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Deliveries that succeeded.
+    pub delivered: u64,
+    /// Deliveries that were put off.
+    pub deferred: u64,
+    /// Deliveries that failed for good.
+    pub bounced: u64,
+    /// Messages that left.
+    pub removed: u64,
+}
+
+/// The schedule.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    messages: BTreeMap<QueueId, Entry>,
+    fresh: VecDeque<QueueId>,
+    due: VecDeque<QueueId>,
+    wake: BTreeSet<(Timestamp, QueueId)>,
+    active: usize,
+    active_old: usize,
+    held: usize,
+    destinations: Destinations,
+    agents: [dispatch::Agent; 3],
+    jobs: BTreeMap<u64, dispatch::Job>,
+    last_job: u64,
+    lookup: Lookup,
+    out: VecDeque<Action>,
+    random: Random,
+    /// Reports being written.
+    bouncing: usize,
+    stopping: bool,
+    counts: Counts,
+}
+
+/// Questions to lookup.
+#[derive(Debug, Default)]
+struct Lookup {
+    linked: bool,
+    waiting: VecDeque<(QueueId, u32)>,
+    asked: HashMap<u64, (QueueId, u32)>,
+    last: u64,
+}
+
+/// Where a message stands, for the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Being tried, or about to be.
+    Active,
+    /// Waits until then.
+    Deferred(Timestamp),
+    /// Held.
+    Held,
+}
+
+impl From<(&QueueLimits, u32)> for Limits {
+    fn from((limits, connections): (&QueueLimits, u32)) -> Self {
+        let milliseconds = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            retry_first: milliseconds(limits.retry_first).max(1),
+            retry_most: milliseconds(limits.retry_most).max(1),
+            lifetime: milliseconds(limits.lifetime),
+            bounce_lifetime: milliseconds(limits.bounce_lifetime),
+            connections,
+        }
+    }
+}
+
+impl Scheduler {
+    /// An empty schedule. `seed` makes the jitter: the same seed and events give the same actions.
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        Self {
+            limits,
+            messages: BTreeMap::new(),
+            fresh: VecDeque::new(),
+            due: VecDeque::new(),
+            wake: BTreeSet::new(),
+            active: 0,
+            active_old: 0,
+            held: 0,
+            destinations: Destinations::default(),
+            agents: Default::default(),
+            jobs: BTreeMap::new(),
+            last_job: 0,
+            lookup: Lookup::default(),
+            out: VecDeque::new(),
+            random: Random(seed),
+            bouncing: 0,
+            stopping: false,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Takes other limits from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.enlist_all();
+    }
+
+    /// A new message. False when the id is known already.
+    pub fn arrive(&mut self, id: QueueId, place: Place) -> bool {
+        if self.messages.contains_key(&id) {
+            return false;
+        }
+        self.messages.insert(id, Entry { place, attempts: 0, state: State::Queued });
+        self.fresh.push_back(id);
+        true
+    }
+
+    /// A message found in the queue at the start: tried before (`attempts`), to be tried at `until`, or held.
+    /// False when the id is known already.
+    pub fn recover(&mut self, id: QueueId, place: Place, attempts: u8, until: Timestamp, held: bool) -> bool {
+        if self.messages.contains_key(&id) {
+            return false;
+        }
+        let state = if held { State::Held } else { State::Deferred(until) };
+        self.held += usize::from(held);
+        if !held {
+            self.wake.insert((until, id));
+        }
+        self.messages.insert(id, Entry { place, attempts, state });
+        true
+    }
+
+    /// The next thing to do at `now`; call it until none. Nothing that needs lookup or an agent comes while
+    /// it is not there or has no room.
+    pub fn next(&mut self, now: Timestamp) -> Option<Action> {
+        if let Some(action) = self.out.pop_front() {
+            return Some(action);
+        }
+        if self.stopping {
+            return None;
+        }
+        self.wake_due(now);
+        let action = self.start(now).or_else(|| self.ask()).or_else(|| self.load());
+        // Starting a job may have found that there is nothing to start, and said so.
+        action.or_else(|| self.out.pop_front())
+    }
+
+    /// When [`Scheduler::next`] has something to do though nothing happens.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        if self.stopping { None } else { self.wake.first().map(|&(at, _)| at) }
+    }
+
+    /// Nothing new is begun from now on.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// No job is under way and no report is being written.
+    pub fn is_quiet(&self) -> bool {
+        self.jobs.is_empty() && self.out.is_empty() && self.bouncing == 0
+    }
+
+    /// Where a message lies.
+    pub fn place(&self, id: QueueId) -> Option<Place> {
+        self.messages.get(&id).map(|entry| entry.place)
+    }
+
+    /// Where a message stands.
+    pub fn standing(&self, id: QueueId) -> Option<Standing> {
+        self.messages.get(&id).map(standing)
+    }
+
+    /// The messages behind `after`, oldest first.
+    pub fn list(&self, after: Option<QueueId>) -> impl Iterator<Item = (QueueId, Place, Standing)> + use<'_> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = after.map_or(Unbounded, Excluded);
+        self.messages.range((from, Unbounded)).map(|(id, entry)| (*id, entry.place, standing(entry)))
+    }
+
+    /// Messages in all, those deferred and those held.
+    pub fn sizes(&self) -> (usize, usize, usize) {
+        (self.messages.len(), self.wake.len(), self.held)
+    }
+
+    /// What was done so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Tries a deferred message now, or all of them; destinations that were down get another chance.
+    /// False when there is no such message.
+    pub fn flush(&mut self, id: Option<QueueId>) -> bool {
+        self.destinations.iter_mut().for_each(|(_, place)| {
+            (place.failures, place.down_until) = (0, Timestamp(0));
+        });
+        self.enlist_all();
+        match id {
+            None => {
+                for (_, id) in std::mem::take(&mut self.wake) {
+                    self.make_due(id);
+                }
+                true
+            }
+            Some(id) => match self.messages.get(&id).map(|entry| &entry.state) {
+                None => false,
+                Some(&State::Deferred(until)) => {
+                    self.wake.remove(&(until, id));
+                    self.make_due(id);
+                    true
+                }
+                Some(_) => true,
+            },
+        }
+    }
+
+    /// Keeps a message from being tried; what is in a job already ends first. False when there is none.
+    pub fn hold(&mut self, id: QueueId, now: Timestamp) -> bool {
+        let Some(entry) = self.messages.get_mut(&id) else { return false };
+        match &mut entry.state {
+            State::Active(active) => {
+                active.wish = Some(Wish::Hold);
+                self.withdraw(id);
+                self.end_if_quiet(id, now);
+            }
+            State::Held => {}
+            State::Queued | State::Deferred(_) => {
+                if let State::Deferred(until) = entry.state {
+                    self.wake.remove(&(until, id));
+                }
+                entry.state = State::Held;
+                self.held += 1;
+                self.out.push_back(Action::Record(id, vec![LogEntry::Held]));
+            }
+        }
+        true
+    }
+
+    /// Tries a held message again, at once. False when it is not held.
+    pub fn release(&mut self, id: QueueId) -> bool {
+        let Some(entry) = self.messages.get_mut(&id) else { return false };
+        match &mut entry.state {
+            State::Held => {
+                self.held -= 1;
+                self.out.push_back(Action::Record(id, vec![LogEntry::Released]));
+                self.make_due(id);
+                true
+            }
+            State::Active(active) if active.wish == Some(Wish::Hold) => {
+                // Withdrawn deliveries are tried again with the next attempt.
+                active.wish = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Drops a message without a word to its sender; what is in a job already ends first. A message that
+    /// is not active is loaded for it, to know whom to record. False when there is none.
+    pub fn remove(&mut self, id: QueueId, now: Timestamp) -> bool {
+        let Some(entry) = self.messages.get_mut(&id) else { return false };
+        match &mut entry.state {
+            State::Active(active) => {
+                active.wish = Some(Wish::Remove);
+                self.withdraw(id);
+                self.end_if_quiet(id, now);
+            }
+            State::Queued | State::Deferred(_) | State::Held => {
+                match entry.state {
+                    State::Deferred(until) => drop(self.wake.remove(&(until, id))),
+                    State::Held => self.held -= 1,
+                    _ => {}
+                }
+                entry.state = State::Queued;
+                self.forget(id);
+                self.out.push_back(Action::Finished(id));
+            }
+        }
+        true
+    }
+
+    /// Drops a message from memory alone: its file was set aside.
+    pub fn forget(&mut self, id: QueueId) {
+        match self.messages.remove(&id).map(|entry| entry.state) {
+            Some(State::Deferred(until)) => drop(self.wake.remove(&(until, id))),
+            Some(State::Active(active)) => {
+                self.active -= 1;
+                self.active_old -= usize::from(!active.fresh);
+            }
+            _ => {}
+        }
+    }
+
+    fn make_due(&mut self, id: QueueId) {
+        if let Some(entry) = self.messages.get_mut(&id) {
+            entry.state = State::Queued;
+            self.due.push_back(id);
+        }
+    }
+
+    fn wake_due(&mut self, now: Timestamp) {
+        while let Some(&(at, id)) = self.wake.first() {
+            if at > now {
+                return;
+            }
+            self.wake.pop_first();
+            self.make_due(id);
+        }
+    }
+
+    /// The next message to make an attempt at: new ones first.
+    fn load(&mut self) -> Option<Action> {
+        while self.active < ACTIVE_MAX {
+            let fresh = self.fresh.pop_front();
+            let id = match fresh {
+                Some(id) => id,
+                None if self.active_old < ACTIVE_OLD_MAX => self.due.pop_front()?,
+                None => return None,
+            };
+            // Held or removed meanwhile.
+            let Some(entry) = self.messages.get_mut(&id) else { continue };
+            if !matches!(entry.state, State::Queued) {
+                continue;
+            }
+            let fresh = fresh.is_some();
+            self.active += 1;
+            self.active_old += usize::from(!fresh);
+            entry.state = State::Active(Box::new(Active::loading(fresh)));
+            return Some(Action::Load(id));
+        }
+        None
+    }
+}
+
+fn standing(entry: &Entry) -> Standing {
+    match entry.state {
+        State::Queued | State::Active(_) => Standing::Active,
+        State::Deferred(until) => Standing::Deferred(until),
+        State::Held => Standing::Held,
+    }
+}
+
+/// SplitMix64: spreads retries; nothing secret hangs on it.
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound.max(1)
+    }
+}

@@ -1,0 +1,378 @@
+//! One attempt at a message: from its recipients to their ends.
+
+use std::collections::BTreeMap;
+
+use postern_address::Mailbox;
+use postern_event::Status;
+use postern_ipc::queue_agent::{Destination, Report};
+use postern_ipc::queue_lookup;
+use postern_smtp::{EnhancedCode, Reply};
+use postern_spool::{DoneStatus, LogEntry, QueueId, Timestamp};
+
+use super::destination::{Class, Group};
+use super::dispatch::ours;
+use super::message::{Active, Delivery, DeliveryState, Loaded, Recipient, State, Wish};
+use super::{Action, BounceOrder, Failure, QUESTIONS_MAX, Scheduler, Told};
+
+impl Scheduler {
+    /// What [`Action::Load`] asked for.
+    pub fn loaded(&mut self, id: QueueId, loaded: Loaded, now: Timestamp) {
+        let Some(active) = self.active_mut(id) else { return };
+        (active.arrival, active.scheduled, active.null_sender) = (loaded.arrival, now, loaded.null_sender);
+        active.recipients = loaded.recipients.into_iter().map(Recipient::new).collect();
+        active.asking = active.recipients.len();
+        let asking = active.asking as u32;
+        self.lookup.waiting.extend((0..asking).map(|r| (id, r)));
+        self.end_if_quiet(id, now);
+    }
+
+    /// The file could not be read now: the message waits as after a failed attempt.
+    pub fn load_failed(&mut self, id: QueueId, now: Timestamp) {
+        if self.active_mut(id).is_some() {
+            let attempts = self.messages.get(&id).map_or(0, |entry| entry.attempts).saturating_add(1);
+            let until = Timestamp(now.0.saturating_add(self.delay(attempts)));
+            self.defer(id, attempts, until);
+        }
+    }
+
+    /// Lookup is there.
+    pub fn lookup_linked(&mut self) {
+        self.lookup.linked = true;
+    }
+
+    /// Lookup is gone: what it was asked is asked again when it is back.
+    pub fn lookup_lost(&mut self) {
+        self.lookup.linked = false;
+        let asked = std::mem::take(&mut self.lookup.asked);
+        for (_, question) in asked {
+            self.lookup.waiting.push_front(question);
+        }
+    }
+
+    /// The next question.
+    pub(super) fn ask(&mut self) -> Option<Action> {
+        if !self.lookup.linked || self.lookup.asked.len() >= QUESTIONS_MAX {
+            return None;
+        }
+        loop {
+            let (id, r) = self.lookup.waiting.pop_front()?;
+            let Some(recipient) = self.active_mut(id).and_then(|a| a.recipients.get(r as usize)) else {
+                continue;
+            };
+            let recipient = recipient.address.clone();
+            self.lookup.last += 1;
+            let question = self.lookup.last;
+            self.lookup.asked.insert(question, (id, r));
+            return Some(Action::Ask { question, recipient });
+        }
+    }
+
+    /// Lookup answers. False when it was not asked that.
+    pub fn answer(
+        &mut self,
+        question: u64,
+        answer: Result<Vec<queue_lookup::Delivery>, String>,
+        now: Timestamp,
+    ) -> bool {
+        let Some((id, r)) = self.lookup.asked.remove(&question) else { return false };
+        let Some(active) = self.active_mut(id) else { return true };
+        active.asking = active.asking.saturating_sub(1);
+        let (arrival, scheduled) = (active.arrival, active.scheduled);
+        let (all_answered, wish) = (active.asking == 0, active.wish);
+        let Some(recipient) = active.recipients.get_mut(r as usize) else { return true };
+        let mut told = Vec::new();
+        let mut log = Vec::new();
+        resolve(recipient, answer, &mut log, &mut |address, original, status, reply| {
+            told.push(Told { id, address, original, arrival, scheduled, status, reply });
+        });
+        self.counts.deferred += told.iter().filter(|t| t.status == Status::Deferred).count() as u64;
+        self.counts.delivered += told.iter().filter(|t| t.status == Status::Sent).count() as u64;
+        self.out.extend(told.into_iter().map(Action::Tell));
+        if !log.is_empty() {
+            self.out.push_back(Action::Record(id, log));
+        }
+        if all_answered && wish.is_none() {
+            self.distribute(id, now);
+        }
+        self.end_if_quiet(id, now);
+        true
+    }
+
+    /// Queues what resolved: recipients of one destination and owner together.
+    fn distribute(&mut self, id: QueueId, now: Timestamp) {
+        let Some(active) = self.active_mut(id) else { return };
+        let class = if active.fresh { Class::Fresh } else { Class::Old };
+        let mut groups: BTreeMap<(Destination, Option<Mailbox>), Vec<(u32, u32)>> = BTreeMap::new();
+        for (r, recipient) in (0u32..).zip(&mut active.recipients) {
+            for (d, delivery) in (0u32..).zip(&mut recipient.deliveries) {
+                if let Some(destination) = delivery.destination.take() {
+                    groups.entry((destination, delivery.owner.clone())).or_default().push((r, d));
+                }
+            }
+        }
+        // Counted before any is queued: a destination that is down decides at once.
+        active.open = groups.values().map(Vec::len).sum();
+        for ((destination, owner), members) in groups {
+            self.enqueue(&destination, Group { message: id, owner, members, class, losses: 0 }, now);
+        }
+    }
+
+    /// Ends the attempt when nothing of it is under way: reports what failed, then settles the rest.
+    pub(super) fn end_if_quiet(&mut self, id: QueueId, now: Timestamp) {
+        let limits = self.limits;
+        let Some(active) = self.active_mut(id).filter(|active| active.is_quiet()) else { return };
+        if active.wish == Some(Wish::Remove) {
+            self.forget(id);
+            return self.out.push_back(Action::Finished(id));
+        }
+        let lifetime = if active.null_sender { limits.bounce_lifetime } else { limits.lifetime };
+        let expired = now.0 >= active.arrival.0.saturating_add(lifetime);
+        let mut told = Vec::new();
+        if expired && active.wish.is_none() {
+            told = expire(id, active);
+        }
+        let failures = failures(active);
+        let null_sender = active.null_sender;
+        self.out.extend(told.into_iter().map(Action::Tell));
+        for (owner, failures) in failures {
+            if owner.is_none() && null_sender {
+                self.out.push_back(Action::DropBounce(id));
+                self.finish_failed(id, None, false);
+            } else {
+                if let Some(active) = self.active_mut(id) {
+                    active.bouncing += 1;
+                }
+                self.bouncing += 1;
+                self.out.push_back(Action::Bounce(BounceOrder { id, owner, failures }));
+            }
+        }
+        if self.active_mut(id).is_some_and(|active| active.bouncing == 0) {
+            self.settle(id, now);
+        }
+    }
+
+    /// A report is on disk, or could not be written: then its recipients are tried again later, fail
+    /// again and are reported then. Nothing is recorded before the report is durable.
+    pub fn bounced(&mut self, id: QueueId, owner: Option<&Mailbox>, written: bool, now: Timestamp) {
+        self.bouncing = self.bouncing.saturating_sub(1);
+        if written {
+            self.finish_failed(id, owner, true);
+        }
+        let Some(active) = self.active_mut(id) else { return };
+        if !written {
+            for recipient in &mut active.recipients {
+                for delivery in recipient.deliveries.iter_mut().filter(|d| d.owner.as_ref() == owner) {
+                    if let DeliveryState::Failed { report, .. } = &delivery.state {
+                        let report = report.clone();
+                        delivery.state = DeliveryState::Deferred { report, not_before: None };
+                    }
+                }
+            }
+        }
+        active.bouncing = active.bouncing.saturating_sub(1);
+        if active.bouncing == 0 {
+            if active.wish == Some(Wish::Remove) {
+                self.forget(id);
+                return self.out.push_back(Action::Finished(id));
+            }
+            self.settle(id, now);
+        }
+    }
+
+    fn finish_failed(&mut self, id: QueueId, owner: Option<&Mailbox>, reported: bool) {
+        let Some(active) = self.active_mut(id) else { return };
+        let (mut log, mut failed) = (Vec::new(), 0);
+        for recipient in &mut active.recipients {
+            for d in 0..recipient.deliveries.len() {
+                let Some(delivery) = recipient.deliveries.get(d) else { continue };
+                if matches!(delivery.state, DeliveryState::Failed { .. }) && delivery.owner.as_ref() == owner
+                {
+                    recipient.finish(d, DoneStatus::Failed, &mut log);
+                    failed += 1;
+                }
+            }
+        }
+        if reported {
+            log.push(LogEntry::BounceSent);
+        }
+        self.counts.bounced += failed;
+        self.out.push_back(Action::Record(id, log));
+    }
+
+    /// Nothing is under way and nothing to be reported: the message is finished, held, or waits.
+    fn settle(&mut self, id: QueueId, now: Timestamp) {
+        let limits = self.limits;
+        let attempts = self.messages.get(&id).map_or(0, |entry| entry.attempts);
+        let delay = self.delay(attempts.saturating_add(1));
+        let spread = self.random.below(limits.retry_first / 8 + 1);
+        let Some(active) = self.active_mut(id) else { return };
+        if active.recipients.iter().all(|recipient| recipient.finished) {
+            self.forget(id);
+            self.counts.removed += 1;
+            return self.out.push_back(Action::Finished(id));
+        }
+        let lifetime = if active.null_sender { limits.bounce_lifetime } else { limits.lifetime };
+        // The last attempt is made when the lifetime ends, not some time after.
+        let latest = active.arrival.0.saturating_add(lifetime).max(now.0.saturating_add(limits.retry_first));
+        let (mut next, mut tried, mut log) = (u64::MAX, false, Vec::new());
+        for recipient in &active.recipients {
+            for delivery in &recipient.deliveries {
+                let until = match &delivery.state {
+                    DeliveryState::Pending => now.0,
+                    DeliveryState::Deferred { not_before: Some(at), .. } => at.0.saturating_add(spread),
+                    DeliveryState::Deferred { .. } => now.0.saturating_add(delay),
+                    DeliveryState::Finished | DeliveryState::Failed { .. } => continue,
+                };
+                let until = until.min(latest);
+                next = next.min(until);
+                if let DeliveryState::Deferred { report, not_before } = &delivery.state {
+                    tried |= not_before.is_none();
+                    log.push(LogEntry::Deferred {
+                        recipient: recipient.index,
+                        address: recipient.logged_address(delivery),
+                        until: Timestamp(until),
+                        reply: report.reply.to_string(),
+                    });
+                }
+            }
+        }
+        // A recipient that was never asked for, since the message was withdrawn, is due at once.
+        let next = if next == u64::MAX { now.0 } else { next };
+        let hold = active.wish == Some(Wish::Hold);
+        if hold {
+            log.push(LogEntry::Held);
+        }
+        if !log.is_empty() {
+            self.out.push_back(Action::Record(id, log));
+        }
+        self.defer(id, attempts.saturating_add(u8::from(tried)), Timestamp(next));
+        if hold && let Some(entry) = self.messages.get_mut(&id) {
+            entry.state = State::Held;
+            self.wake.remove(&(Timestamp(next), id));
+            self.held += 1;
+        }
+    }
+
+    /// From active to deferred.
+    fn defer(&mut self, id: QueueId, attempts: u8, until: Timestamp) {
+        let Some(entry) = self.messages.get_mut(&id) else { return };
+        if let State::Active(active) = &entry.state {
+            self.active -= 1;
+            self.active_old -= usize::from(!active.fresh);
+        }
+        (entry.attempts, entry.state) = (attempts, State::Deferred(until));
+        self.wake.insert((until, id));
+    }
+
+    /// The delay after the `attempt`-th deferral, from 1: doubling, give or take an eighth so that what
+    /// failed together does not come back together.
+    pub(super) fn delay(&mut self, attempt: u8) -> u64 {
+        let doublings = u32::from(attempt.saturating_sub(1)).min(40);
+        let delay = self.limits.retry_first.saturating_mul(1 << doublings).min(self.limits.retry_most).max(1);
+        delay - delay / 8 + self.random.below(delay / 4 + 1)
+    }
+
+    pub(super) fn active_mut(&mut self, id: QueueId) -> Option<&mut Active> {
+        match &mut self.messages.get_mut(&id)?.state {
+            State::Active(active) => Some(active),
+            _ => None,
+        }
+    }
+}
+
+/// Takes lookup's answer into a recipient.
+fn resolve(
+    recipient: &mut Recipient,
+    answer: Result<Vec<queue_lookup::Delivery>, String>,
+    log: &mut Vec<LogEntry>,
+    tell: &mut dyn FnMut(Mailbox, Option<Mailbox>, Status, Reply),
+) {
+    let deliveries = match answer {
+        Ok(deliveries) => deliveries,
+        Err(why) => {
+            let report = ours(451, EnhancedCode::new(4, 3, 0), &format!("address lookup: {why}"));
+            tell(recipient.address.clone(), None, Status::Deferred, report.reply.clone());
+            recipient.deliveries = vec![Delivery {
+                address: recipient.address.clone(),
+                owner: None,
+                destination: None,
+                state: DeliveryState::Deferred { report, not_before: None },
+            }];
+            return;
+        }
+    };
+    recipient.resolved = true;
+    let mut discarded = Vec::new();
+    for delivery in deliveries {
+        let queue_lookup::Delivery { recipient: address, reverse_path: owner, action } = delivery;
+        // The log knows a delivery by its address: one address, one delivery.
+        if recipient.done.contains(&address) || recipient.deliveries.iter().any(|d| d.address == address) {
+            continue;
+        }
+        let original = (address != recipient.address).then(|| recipient.address.clone());
+        let (destination, state) = match action {
+            queue_lookup::Action::Deliver(destination) => (Some(destination), DeliveryState::Pending),
+            queue_lookup::Action::Discard => {
+                let reply = Reply::new(250, EnhancedCode::new(2, 0, 0), "discarded by a route");
+                tell(address.clone(), original, Status::Sent, reply);
+                discarded.push(recipient.deliveries.len());
+                (None, DeliveryState::Pending)
+            }
+            queue_lookup::Action::Fail(reply) => {
+                let status = if reply.is_transient() { Status::Deferred } else { Status::Bounced };
+                tell(address.clone(), original, status, reply.clone());
+                let transient = reply.is_transient();
+                let report = Report { relay: None, reply, remote: false, destination_down: false };
+                let failed = DeliveryState::Failed { report: report.clone(), expired: false };
+                let deferred = DeliveryState::Deferred { report, not_before: None };
+                (None, if transient { deferred } else { failed })
+            }
+        };
+        recipient.deliveries.push(Delivery { address, owner, destination, state });
+    }
+    for d in discarded {
+        recipient.finish(d, DoneStatus::Delivered, log);
+    }
+    recipient.finish_whole(DoneStatus::Delivered, log);
+}
+
+/// Gives up what is still deferred.
+fn expire(id: QueueId, active: &mut Active) -> Vec<Told> {
+    let mut told = Vec::new();
+    for recipient in &mut active.recipients {
+        let envelope = recipient.address.clone();
+        for delivery in &mut recipient.deliveries {
+            let DeliveryState::Deferred { report, .. } = &delivery.state else { continue };
+            let text = format!("delivery time expired; the last attempt said: {}", report.reply);
+            told.push(Told {
+                id,
+                address: delivery.address.clone(),
+                original: (delivery.address != envelope).then(|| envelope.clone()),
+                arrival: active.arrival,
+                scheduled: active.scheduled,
+                status: Status::Bounced,
+                reply: Reply::new(554, EnhancedCode::new(5, 4, 7), text),
+            });
+            delivery.state = DeliveryState::Failed { report: report.clone(), expired: true };
+        }
+    }
+    told
+}
+
+fn failures(active: &Active) -> BTreeMap<Option<Mailbox>, Vec<Failure>> {
+    let mut by_owner: BTreeMap<Option<Mailbox>, Vec<Failure>> = BTreeMap::new();
+    for recipient in &active.recipients {
+        for delivery in &recipient.deliveries {
+            if let DeliveryState::Failed { report, expired } = &delivery.state {
+                by_owner.entry(delivery.owner.clone()).or_default().push(Failure {
+                    recipient: recipient.index,
+                    address: delivery.address.clone(),
+                    original: recipient.original(delivery),
+                    report: report.clone(),
+                    expired: *expired,
+                });
+            }
+        }
+    }
+    by_owner
+}
