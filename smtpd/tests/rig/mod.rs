@@ -1,0 +1,245 @@
+//! Plays master, lookup and verify for one real worker.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use postern_config::{Listen, Service, SmtpLimits, SmtpdPart};
+use postern_ipc::smtpd_lookup::{Answer, Question, Verdict};
+use postern_ipc::supervise::{FromChild, Handle, LogKind, ToChild};
+use postern_ipc::{Link, Peer, Role, blocking, encode_config, smtpd_verify};
+use postern_spool::{SpoolFile, Stored};
+
+/// How long anything may take before the test has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A worker and its surroundings. Dropping it kills the worker.
+pub(crate) struct Rig {
+    pub(crate) address: SocketAddr,
+    pub(crate) child: Child,
+    pub(crate) control: Link<ToChild, FromChild>,
+    spool: tempfile::TempDir,
+    log: tempfile::NamedTempFile,
+    /// Questions that lookup heard and did not answer: local parts that begin with `s`.
+    pub(crate) silent: Arc<Mutex<Vec<Question>>>,
+}
+
+/// Limits for tests.
+pub(crate) fn limits() -> SmtpLimits {
+    SmtpLimits {
+        workers: 1,
+        message_size: 50 << 20,
+        recipients: 100,
+        sessions: 5_000,
+        line_length: 64 << 10,
+        command_timeout: Duration::from_secs(300),
+        data_timeout: Duration::from_secs(180),
+        session_time: Duration::from_secs(3600),
+        errors: 20,
+        hops: 10,
+    }
+}
+
+pub(crate) fn start(service: Service, limits: SmtpLimits) -> Rig {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let spool = tempfile::tempdir().unwrap();
+    postern_spool::create_directories(spool.path()).unwrap();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let config = SmtpdPart {
+        hostname: postern_address::Domain::parse("mx.test").unwrap(),
+        listen: vec![Listen { address, service }],
+        limits,
+        tls: false,
+    };
+    let config = postern_sys::sealed_file("config", &encode_config(&config).unwrap()).unwrap();
+    let (ours, theirs) = blocking::pair().unwrap();
+    let child = postern_sys::spawn(Command::new(env!("CARGO_BIN_EXE_postern-smtpd")), theirs).unwrap();
+    let mut control = Link::<ToChild, FromChild>::new(ours);
+    let silent = Arc::new(Mutex::new(Vec::new()));
+    let directory = |name: &str| OwnedFd::from(std::fs::File::open(spool.path().join(name)).unwrap());
+    let handles = vec![
+        Handle::Listener(0),
+        Handle::SpoolDirectory("tmp".into()),
+        Handle::SpoolDirectory("new".into()),
+        Handle::Link(Peer::only(Role::Lookup)),
+        Handle::Link(Peer::only(Role::Verify)),
+    ];
+    let descriptors = vec![
+        config,
+        log.reopen().unwrap().into(),
+        listener.into(),
+        directory("tmp"),
+        directory("new"),
+        lookup(silent.clone()),
+        verify(),
+    ];
+    let me = Peer { role: Role::Smtpd, instance: 0 };
+    control
+        .send_with(&ToChild::Start { me, handles, identity: None, log: LogKind::Json }, descriptors)
+        .unwrap();
+    let mut rig = Rig { address, child, control, spool, log, silent };
+    match blocking::receive(&mut rig.control, Some(PATIENCE)) {
+        Ok((FromChild::Ready, _)) => rig,
+        other => panic!("not ready: {other:?}, log: {}", rig.log()),
+    }
+}
+
+impl Rig {
+    pub(crate) fn connect(&self) -> Client {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Client { reader: BufReader::new(stream) }
+    }
+
+    /// A client that has been greeted.
+    pub(crate) fn greeted(&self) -> Client {
+        let mut client = self.connect();
+        client.expect("220 mx.test ESMTP Postern");
+        assert_eq!(client.say("EHLO client.test\r\n").len(), 6);
+        client
+    }
+
+    /// What the worker logged so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path()).unwrap()
+    }
+
+    /// Every message in `new/`, by its id. The move there follows the 250, so `ids` are waited for.
+    pub(crate) fn messages(&self, ids: &[String]) -> HashMap<String, (Stored, Vec<u8>)> {
+        let begun = std::time::Instant::now();
+        let new = std::fs::File::open(self.spool.path().join("new")).unwrap();
+        loop {
+            let mut found = HashMap::new();
+            for entry in std::fs::read_dir(self.spool.path().join("new")).unwrap() {
+                let file =
+                    SpoolFile::open(new.as_fd(), entry.unwrap().file_name().to_str().unwrap()).unwrap();
+                for (n, stored) in file.messages().iter().enumerate() {
+                    found.insert(stored.id.to_string(), (stored.clone(), file.read_body(n).unwrap()));
+                }
+            }
+            if ids.iter().all(|id| found.contains_key(id)) {
+                return found;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{} of {} messages", found.len(), ids.len());
+            std::thread::yield_now();
+        }
+    }
+
+    /// Files in `tmp/`.
+    pub(crate) fn unfinished(&self) -> usize {
+        std::fs::read_dir(self.spool.path().join("tmp")).unwrap().count()
+    }
+
+    /// A line of `/proc/PID/status`, in kB.
+    pub(crate) fn memory(&self, line: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let value = status.lines().find(|l| l.starts_with(line)).unwrap();
+        value.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A client that speaks what it is told, byte for byte.
+pub(crate) struct Client {
+    pub(crate) reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.reader.get_mut().write_all(bytes).unwrap();
+    }
+
+    /// One reply, all of its lines.
+    pub(crate) fn reply(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.reader.read_line(&mut line).unwrap();
+            assert!(line.ends_with("\r\n"), "connection ended after {lines:?} {line:?}");
+            let last = line.as_bytes()[3] == b' ';
+            lines.push(line.trim_end().to_owned());
+            if last {
+                return lines;
+            }
+        }
+    }
+
+    pub(crate) fn say(&mut self, text: &str) -> Vec<String> {
+        self.send(text.as_bytes());
+        self.reply()
+    }
+
+    /// The next reply is of one line and begins so.
+    #[track_caller]
+    pub(crate) fn expect(&mut self, beginning: &str) -> String {
+        let reply = self.reply();
+        assert!(reply.len() == 1 && reply[0].starts_with(beginning), "{reply:?}, not {beginning:?}");
+        reply.into_iter().next().unwrap()
+    }
+
+    /// The id in the reply to a message.
+    #[track_caller]
+    pub(crate) fn queued(&mut self) -> String {
+        self.expect("250 2.0.0 Ok: queued as ").rsplit(' ').next().unwrap().to_owned()
+    }
+
+    /// The server closes, and nothing comes before.
+    pub(crate) fn closed(&mut self) {
+        let mut rest = Vec::new();
+        let _ = self.reader.read_to_end(&mut rest);
+        assert_eq!(String::from_utf8_lossy(&rest), "");
+    }
+}
+
+/// lookup: `x…` does not exist, `r…` may not be relayed, `s…` is not answered, all else is local.
+pub(crate) fn lookup(silent: Arc<Mutex<Vec<Question>>>) -> OwnedFd {
+    let (ours, theirs) = blocking::pair().unwrap();
+    std::thread::spawn(move || {
+        let mut link = Link::<Answer, Question>::new(ours);
+        while let Ok((question, _)) = blocking::receive(&mut link, None) {
+            let verdict = match question.recipient.as_str().as_bytes()[0] {
+                b's' => {
+                    silent.lock().unwrap().push(question);
+                    continue;
+                }
+                b'x' => Verdict::UnknownUser,
+                b'r' => Verdict::RelayDenied,
+                _ => Verdict::Local,
+            };
+            if link.send(&Answer { id: question.id, verdict }).is_err()
+                || blocking::flush(&mut link, None).is_err()
+            {
+                return;
+            }
+        }
+    });
+    theirs
+}
+
+/// verify: every client is `client.test`.
+fn verify() -> OwnedFd {
+    let (ours, theirs) = blocking::pair().unwrap();
+    std::thread::spawn(move || {
+        let mut link = Link::<smtpd_verify::Answer, smtpd_verify::Question>::new(ours);
+        while let Ok((question, _)) = blocking::receive(&mut link, None) {
+            let name = postern_address::Domain::parse("client.test").unwrap();
+            let name = smtpd_verify::ClientName::Confirmed(name);
+            let answer = smtpd_verify::Answer { id: question.id, name };
+            if link.send(&answer).is_err() || blocking::flush(&mut link, None).is_err() {
+                return;
+            }
+        }
+    });
+    theirs
+}
