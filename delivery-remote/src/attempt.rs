@@ -21,7 +21,7 @@ pub(crate) struct Attempt {
     pub(crate) destination: Destination,
     pub(crate) route: Route,
     pub(crate) source: Source,
-    /// Content was begun on a connection: it runs to its end even while the program stops.
+    /// A transaction was begun on a connection: it may run to its end while the program stops.
     pub(crate) in_transaction: bool,
     letter: Letter,
     clock: Clock,

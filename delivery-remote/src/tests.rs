@@ -1,1 +1,539 @@
-//! The program against real sockets.
+//! The program over real sockets: the queue-manager and the resolver are played by the test, servers are
+//! threads.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token, Waker};
+use postern_address::{Domain, Mailbox, ReversePath};
+use postern_config::Delivery;
+use postern_daemon::Host;
+use postern_event::{Log, LogKind};
+use postern_ipc::queue_agent::*;
+use postern_ipc::resolve::{Answer, DnsError, Query, Question, RecordData, Records};
+use postern_ipc::supervise::Handle;
+use postern_ipc::{Link, Peer, Role, blocking};
+use postern_smtp::client::Protocol;
+use postern_spool::{BodyType, QueueId, Timestamp};
+
+use crate::agent::{Agent, Settings};
+
+const QUEUE: Token = Token(2);
+const RESOLVER: Token = Token(3);
+
+/// The agent, its event loop and its neighbours.
+struct Rig {
+    poll: Poll,
+    host: Host,
+    agent: Agent,
+    queue: Link<ToAgent, FromAgent>,
+    resolver: Link<Answer, Question>,
+    heard: Vec<FromAgent>,
+    questions: Vec<Question>,
+    log: std::fs::File,
+}
+
+impl Rig {
+    fn new(protocol: Protocol, change: impl FnOnce(&mut Delivery)) -> Self {
+        let poll = Poll::new().unwrap();
+        let waker = Arc::new(Waker::new(poll.registry(), Token(1)).unwrap());
+        let log = tempfile::tempfile().unwrap();
+        let output = Log::new(log.try_clone().unwrap().into(), LogKind::Text, "test");
+        let registry = poll.registry().try_clone().unwrap();
+        let mut host = Host::new(Peer::only(Role::DeliveryRemote), output, false, registry, waker);
+        let mut delivery = Delivery {
+            connections: 20,
+            jobs: 7,
+            connect_timeout: Duration::from_secs(10),
+            reply_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(10),
+        };
+        change(&mut delivery);
+        let settings = Settings { protocol, hostname: domain("us.test"), delivery };
+        let ((ours, theirs), (answers, asks)) = (blocking::pair().unwrap(), blocking::pair().unwrap());
+        let handles = vec![
+            (Handle::Link(Peer::only(Role::QueueManager)), theirs),
+            (Handle::Link(Peer::only(Role::Resolver)), asks),
+        ];
+        let agent = Agent::start(&mut host, settings, handles);
+        let (queue, resolver) = (Link::new(ours), Link::new(answers));
+        host.watch(&queue, QUEUE).unwrap();
+        host.watch(&resolver, RESOLVER).unwrap();
+        let mut rig = Self { poll, host, agent, queue, resolver, heard: vec![], questions: vec![], log };
+        rig.until(|rig| rig.heard.first().cloned().filter(|first| *first == FromAgent::Ready { jobs: 7 }));
+        rig.heard.clear();
+        rig
+    }
+
+    /// One turn of the event loop.
+    fn turn(&mut self) {
+        let deadline = self.agent.turn(&mut self.host);
+        while let Ok(Some((message, _))) = self.queue.receive() {
+            self.heard.push(message);
+        }
+        while let Ok(Some((question, _))) = self.resolver.receive() {
+            self.questions.push(question);
+        }
+        self.host.log.flush();
+        let patience =
+            deadline.map_or(Duration::from_secs(1), |at| at.saturating_duration_since(Instant::now()));
+        let mut events = Events::with_capacity(64);
+        // Turned once more than needed at times: the condition of `until` is looked at between turns.
+        self.poll.poll(&mut events, Some(patience.min(Duration::from_millis(100)))).unwrap();
+        self.host.tick();
+        for event in events.iter().filter(|event| event.token().0 >= 16) {
+            self.agent.ready(&mut self.host, event.token());
+        }
+    }
+
+    fn until<T>(&mut self, mut what: impl FnMut(&mut Self) -> Option<T>) -> T {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(found) = what(self) {
+                return found;
+            }
+            assert!(Instant::now() < end, "waited in vain; heard {:?}", self.heard);
+            self.turn();
+        }
+    }
+
+    fn send(&mut self, job: Job, descriptor: Option<OwnedFd>) {
+        self.queue.send_with(&ToAgent::Job(job), descriptor.into_iter().collect()).unwrap();
+    }
+
+    /// Waits for the end of a job: what became of each recipient, by index.
+    fn results(&mut self, number: u64) -> Vec<Outcome> {
+        self.until(|rig| rig.heard.contains(&FromAgent::Done { job: number }).then_some(()));
+        let mut all = Vec::new();
+        self.heard.retain(|message| match message {
+            FromAgent::Results { job, results } if *job == number => {
+                all.extend(results.clone());
+                false
+            }
+            FromAgent::Done { job } => *job != number,
+            _ => true,
+        });
+        all.sort_by_key(|(index, _)| *index);
+        let indices: Vec<u32> = all.iter().map(|(index, _)| *index).collect();
+        assert_eq!(indices, (0..all.len() as u32).collect::<Vec<_>>(), "not one result each");
+        all.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        self.agent.counters().iter().find(|(counter, _)| counter == name).unwrap().1
+    }
+
+    fn answer(&mut self, result: Result<RecordData, DnsError>) -> Query {
+        let question = self.until(|rig| rig.questions.pop());
+        let result = result.map(|data| Records { data, secure: false, ttl: 1 });
+        self.resolver.send(&Answer { id: question.id, result }).unwrap();
+        question.query
+    }
+}
+
+fn domain(text: &str) -> Domain {
+    Domain::parse(text).unwrap()
+}
+
+fn job(number: u64, destination: Destination, recipients: &[&str]) -> Job {
+    let target = |(n, text): (usize, &&str)| Target {
+        index: n as u32,
+        recipient: Mailbox::parse(text).unwrap(),
+        original: None,
+    };
+    Job {
+        job: number,
+        queue_id: QueueId::from_u64(number << 20),
+        arrival: Timestamp::now(),
+        scheduled: Timestamp::now(),
+        reverse_path: ReversePath::parse("<from@a.test>").unwrap(),
+        recipients: recipients.iter().enumerate().map(target).collect(),
+        destination,
+        body: BodyType::EightBit,
+        content: Content::Inline(b"Subject: x\r\n\r\n.dot\r\n".to_vec()),
+    }
+}
+
+fn smtp(address: SocketAddr) -> Destination {
+    Destination::Smtp(Nexthop::Address(address))
+}
+
+/// What a server saw.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Connected,
+    Line(String),
+    Content(Vec<u8>),
+    Gone,
+}
+
+/// How a server answers: the reply to a line; none to close the connection.
+type Script = fn(&str) -> Option<String>;
+
+fn usual(line: &str) -> Option<String> {
+    Some(match line.split([' ', ':']).next().unwrap_or_default() {
+        "GREET" => "220 mx.test\r\n".into(),
+        "EHLO" | "LHLO" => "250-mx.test\r\n250-PIPELINING\r\n250 8BITMIME\r\n".into(),
+        "DATA" => "354 go\r\n".into(),
+        "RCPT" if line.contains("<no") => "550 5.1.1 who?\r\n".into(),
+        "RCPT" if line.contains("<later") => "450 not now\r\n".into(),
+        "QUIT" => "221 bye\r\n".into(),
+        _ => "250 2.0.0 Ok\r\n".into(),
+    })
+}
+
+/// Serves one connection by the script, as LMTP when it is greeted so.
+fn serve<S: Read + Write>(stream: S, script: Script, tell: &std::sync::mpsc::Sender<Seen>) -> Option<()> {
+    let mut stream = BufReader::new(stream);
+    let say = |stream: &mut BufReader<S>, line: &str| -> Option<String> {
+        let reply = script(line)?;
+        stream.get_mut().write_all(reply.as_bytes()).ok()?;
+        Some(reply)
+    };
+    tell.send(Seen::Connected).ok()?;
+    say(&mut stream, "GREET")?;
+    let (mut lmtp, mut accepted) = (false, Vec::new());
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim_end().to_owned();
+        tell.send(Seen::Line(line.clone())).ok()?;
+        lmtp |= line.starts_with("LHLO");
+        let reply = say(&mut stream, &line)?;
+        if line.starts_with("RCPT") && reply.starts_with("250") {
+            accepted.push(line);
+        } else if reply.starts_with("354") {
+            let mut content = Vec::new();
+            while !content.ends_with(b"\r\n.\r\n") && content != b".\r\n" {
+                if stream.read_until(b'\n', &mut content).ok()? == 0 {
+                    return None;
+                }
+            }
+            content.truncate(content.len() - 3);
+            tell.send(Seen::Content(content)).ok()?;
+            let ends = std::mem::take(&mut accepted);
+            for end in if lmtp { &ends[..] } else { &ends[..1] } {
+                say(&mut stream, &end.replace("RCPT TO", "END"))?;
+            }
+        }
+    }
+}
+
+/// A TCP server for `connections` connections, each served to its end before the next.
+fn server(connections: usize, script: Script) -> (SocketAddr, Receiver<Seen>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, (tell, seen)) = (listener.local_addr().unwrap(), channel());
+    std::thread::spawn(move || {
+        for _ in 0..connections {
+            let Ok((stream, _)) = listener.accept() else { return };
+            serve(stream, script, &tell);
+            if tell.send(Seen::Gone).is_err() {
+                return;
+            }
+        }
+    });
+    (address, seen)
+}
+
+/// An address where nobody listens.
+fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn lines(seen: &Receiver<Seen>) -> Vec<String> {
+    seen.try_iter().filter_map(|seen| if let Seen::Line(line) = seen { Some(line) } else { None }).collect()
+}
+
+#[test]
+fn one_connection_serves_several_messages() {
+    let (address, seen) = server(1, usual);
+    let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.idle_timeout = Duration::from_millis(300));
+    rig.send(job(1, smtp(address), &["yes@b.test", "no@b.test", "later@b.test"]), None);
+    let results = rig.results(1);
+    assert!(matches!(&results[0], Outcome::Delivered(report) if report.remote));
+    assert!(matches!(&results[1], Outcome::Failed(report) if report.reply.to_string() == "550 5.1.1 who?"));
+    assert!(
+        matches!(&results[2], Outcome::Deferred(report) if report.reply.to_string() == "450 4.0.0 not now")
+    );
+    let relay = format!("127.0.0.1[127.0.0.1]:{}", address.port());
+    assert_eq!(results[0].report().relay.as_deref(), Some(&*relay));
+    rig.send(job(2, smtp(address), &["yes@b.test"]), None);
+    assert!(matches!(rig.results(2)[..], [Outcome::Delivered(_)]));
+    assert_eq!((rig.counter("connections"), rig.counter("connections_reused")), (1, 1));
+    // Nothing more comes: it says good-bye.
+    rig.until(|rig| (rig.counter("connections_now") == 0).then_some(()));
+    let (mut said, mut contents) = (Vec::new(), Vec::new());
+    for seen in seen.iter().take_while(|seen| *seen != Seen::Gone) {
+        match seen {
+            Seen::Line(line) => said.push(line),
+            Seen::Content(content) => contents.push(content),
+            _ => {}
+        }
+    }
+    assert_eq!(said[..2], ["EHLO us.test", "MAIL FROM:<from@a.test> BODY=8BITMIME"]);
+    assert_eq!(said.last().map(String::as_str), Some("QUIT"));
+    assert_eq!(contents, [b"Subject: x\r\n\r\n..dot\r\n"; 2]);
+}
+
+#[test]
+fn a_kept_connection_that_went_stale_is_replaced() {
+    let (address, _seen) = server(2, |line| match line {
+        line if line.starts_with("END") => None,
+        line => usual(line),
+    });
+    let mut rig = Rig::new(Protocol::Smtp, |_| {});
+    // The server closes instead of the last reply: it may have taken the message.
+    rig.send(job(1, smtp(address), &["yes@b.test"]), None);
+    let results = rig.results(1);
+    assert_eq!(results[0].report().reply.enhanced.unwrap().to_string(), "4.4.2");
+    assert!(matches!(&results[0], Outcome::Deferred(report) if !report.destination_down));
+    // Answers one message, then hangs up at the next MAIL.
+    let (address, seen) = server(2, |line| {
+        static MAILS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let second = || MAILS.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1;
+        if line.starts_with("MAIL") && second() { None } else { usual(line) }
+    });
+    for number in [2, 3] {
+        rig.send(job(number, smtp(address), &["yes@b.test"]), None);
+        assert!(matches!(rig.results(number)[..], [Outcome::Delivered(_)]));
+    }
+    assert_eq!(lines(&seen).iter().filter(|line| line.starts_with("EHLO")).count(), 2);
+}
+
+#[test]
+fn unreachable_servers() {
+    let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.reply_timeout = Duration::from_millis(200));
+    let address = nobody();
+    rig.send(job(1, smtp(address), &["a@b.test", "b@b.test"]), None);
+    for outcome in rig.results(1) {
+        let expected =
+            format!("451 4.4.1 connect to 127.0.0.1[127.0.0.1]:{}: Connection refused", address.port());
+        assert!(matches!(&outcome, Outcome::Deferred(report) if report.destination_down), "{outcome:?}");
+        assert_eq!(outcome.report().reply.to_string(), expected);
+    }
+    // Silent, and refusing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    rig.send(job(2, smtp(silent.local_addr().unwrap()), &["a@b.test"]), None);
+    let text = rig.results(2)[0].report().reply.to_string();
+    assert_eq!(text, "451 4.4.2 conversation timed out while receiving the initial greeting");
+    let (busy, seen) =
+        server(1, |line| if line == "GREET" { Some("554 go away\r\n".into()) } else { usual(line) });
+    rig.send(job(3, smtp(busy), &["a@b.test"]), None);
+    let results = rig.results(3);
+    assert!(matches!(&results[0], Outcome::Deferred(report) if report.destination_down && report.remote));
+    rig.until(|rig| (rig.counter("connections_now") == 0).then_some(()));
+    seen.iter().find(|seen| *seen == Seen::Gone).unwrap();
+}
+
+#[test]
+fn the_next_address_is_tried() {
+    let (address, _seen) = server(1, usual);
+    let mut rig = Rig::new(Protocol::Smtp, |_| {});
+    let host = Nexthop::Host { host: domain("mx.test"), port: address.port() };
+    rig.send(job(1, Destination::Smtp(host), &["a@b.test"]), None);
+    // Nobody listens at the first two.
+    let addresses = ["::1", "127.0.0.2", "127.0.0.1"].map(|a| a.parse().unwrap()).to_vec();
+    let query = rig.answer(Ok(RecordData::Addresses(addresses)));
+    assert_eq!(query, Query::Addresses(domain("mx.test")));
+    let results = rig.results(1);
+    let relay = format!("mx.test[127.0.0.1]:{}", address.port());
+    assert_eq!(results[0].report().relay.as_deref(), Some(&*relay));
+    assert!(matches!(results[0], Outcome::Delivered(_)));
+}
+
+#[test]
+fn what_the_resolver_says() {
+    let mut rig = Rig::new(Protocol::Smtp, |_| {});
+    let by_mx = Destination::Smtp(Nexthop::Mx(domain("b.test")));
+    rig.send(job(1, by_mx.clone(), &["a@b.test"]), None);
+    assert_eq!(rig.answer(Ok(RecordData::Mx(vec![(0, None)]))), Query::Mx(domain("b.test")));
+    let results = rig.results(1);
+    assert!(matches!(&results[0], Outcome::Failed(report) if report.reply.code == 556));
+    rig.send(job(2, by_mx.clone(), &["a@b.test"]), None);
+    rig.answer(Err(DnsError::NoRecords));
+    let query = rig.answer(Err(DnsError::Temporary("SERVFAIL".into())));
+    assert_eq!(query, Query::Addresses(domain("b.test")));
+    let text = rig.results(2)[0].report().reply.to_string();
+    assert_eq!(text, "451 4.4.3 name service error for name=b.test type=A: SERVFAIL");
+    // It goes away with a question unanswered, and is not there for the next.
+    rig.send(job(3, by_mx.clone(), &["a@b.test"]), None);
+    rig.until(|rig| rig.questions.pop());
+    let (gone, _) = blocking::pair().unwrap();
+    drop(std::mem::replace(&mut rig.resolver, Link::new(gone)));
+    assert!(rig.results(3)[0].report().reply.to_string().ends_with("the resolver went away"));
+    rig.send(job(4, by_mx, &["a@b.test"]), None);
+    assert!(rig.results(4)[0].report().reply.to_string().ends_with("the resolver does not run"));
+}
+
+#[test]
+fn lmtp_over_a_unix_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lmtp");
+    let destination = Destination::Lmtp(LmtpServer::Unix(path.to_str().unwrap().into()));
+    let mut rig = Rig::new(Protocol::Lmtp, |_| {});
+    rig.send(job(1, destination.clone(), &["a@b.test"]), None);
+    let results = rig.results(1);
+    assert!(matches!(&results[0], Outcome::Deferred(report) if report.destination_down));
+    let expected = format!("451 4.4.1 connect to {}: No such file or directory", path.display());
+    assert_eq!(results[0].report().reply.to_string(), expected);
+    let listener = UnixListener::bind(&path).unwrap();
+    let (tell, seen) = channel();
+    std::thread::spawn(move || {
+        let Ok((stream, _)) = listener.accept() else { return };
+        serve(
+            stream,
+            |line| if line.contains("END:<full") { Some("452 4.2.2 full\r\n".into()) } else { usual(line) },
+            &tell,
+        );
+    });
+    rig.send(job(2, destination, &["full@b.test", "no@b.test", "yes@b.test"]), None);
+    let results = rig.results(2);
+    assert!(
+        matches!(&results[0], Outcome::Deferred(report) if report.reply.code == 452 && !report.destination_down)
+    );
+    assert!(matches!(&results[1], Outcome::Failed(_)));
+    assert!(matches!(&results[2], Outcome::Delivered(_)));
+    assert_eq!(results[2].report().relay, Some(format!("us.test[{}]", path.display())));
+    assert_eq!(lines(&seen)[0], "LHLO us.test");
+}
+
+#[test]
+fn a_large_file_arrives_as_it_is() {
+    let (address, seen) = server(1, usual);
+    let mut rig = Rig::new(Protocol::Smtp, |_| {});
+    let mut body: Vec<u8> = (0..6 * 1024 * 1024u32).map(|n| b"abc.\xfc"[(n % 5) as usize]).collect();
+    body.chunks_mut(77).filter(|line| line.len() == 77).for_each(|line| line[75..].copy_from_slice(b"\r\n"));
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"before").unwrap();
+    file.write_all(&body).unwrap();
+    file.write_all(b"behind").unwrap();
+    let content = Content::File { prepend: b"Trace: x\r\n".to_vec(), offset: 6, length: body.len() as u64 };
+    let job = Job { content, ..job(1, smtp(address), &["a@b.test"]) };
+    rig.send(job.clone(), Some(file.try_clone().unwrap().into()));
+    assert!(matches!(rig.results(1)[..], [Outcome::Delivered(_)]));
+    let content =
+        seen.iter().find_map(|seen| if let Seen::Content(content) = seen { Some(content) } else { None });
+    let content = content.unwrap();
+    let mut expected = b"Trace: x\r\n".to_vec();
+    for line in body.split_inclusive(|b| *b == b'\n') {
+        expected.extend(line.starts_with(b".").then_some(b'.'));
+        expected.extend(line);
+    }
+    expected.extend(b"\r\n");
+    assert!(content == expected, "{} octets came, {} expected", content.len(), expected.len());
+    // A file that is shorter than was said is not sent cut.
+    let content = Content::File { prepend: Vec::new(), offset: 6, length: body.len() as u64 + 7 };
+    rig.send(Job { job: 2, content, ..job.clone() }, Some(file.into()));
+    assert!(matches!(rig.results(2)[..], [Outcome::Deferred(_)]));
+    assert!(!seen.iter().any(|seen| matches!(seen, Seen::Content(_))));
+    rig.send(Job { job: 3, ..job }, None);
+    assert!(matches!(rig.results(3)[..], [Outcome::Deferred(_)]));
+}
+
+#[test]
+fn a_new_queue_manager_begins_anew() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut rig = Rig::new(Protocol::Smtp, |_| {});
+    rig.send(job(1, smtp(silent.local_addr().unwrap()), &["a@b.test"]), None);
+    let (mut connection, _) =
+        rig.until(|rig| (rig.counter("connections_now") == 1).then(|| silent.accept().unwrap()));
+    let (ours, theirs) = blocking::pair().unwrap();
+    rig.queue = Link::new(ours);
+    rig.host.watch(&rig.queue, QUEUE).unwrap();
+    rig.until(|rig| (rig.counter("jobs_now") == 0).then_some(()));
+    assert_eq!(connection.read(&mut [0; 10]).unwrap_or(0), 0, "the old job's connection is closed");
+    rig.agent.linked(&mut rig.host, Peer::only(Role::QueueManager), theirs);
+    let (address, _seen) = server(1, usual);
+    // The new one counts from 1 again.
+    rig.send(job(1, smtp(address), &["a@b.test"]), None);
+    assert!(matches!(rig.results(1)[..], [Outcome::Delivered(_)]));
+    assert_eq!(rig.heard, [FromAgent::Ready { jobs: 7 }]);
+}
+
+#[test]
+fn stopping_finishes_what_is_under_way() {
+    let (idle, idle_seen) = server(1, usual);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gate = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut rig = Rig::new(Protocol::Smtp, |_| {});
+    rig.send(job(1, smtp(idle), &["a@b.test"]), None);
+    rig.results(1);
+    rig.send(job(2, smtp(silent.local_addr().unwrap()), &["a@b.test"]), None);
+    rig.send(job(3, smtp(gate.local_addr().unwrap()), &["a@b.test"]), None);
+    let (tell, seen) = channel();
+    let (open, opened) = channel::<()>();
+    std::thread::spawn(move || {
+        let (mut stream, _) = gate.accept().ok()?;
+        stream.write_all(b"220 hi\r\n").ok()?;
+        let mut reader = BufReader::new(stream.try_clone().ok()?);
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        stream.write_all(b"250 hi\r\n").ok()?;
+        line.clear();
+        reader.read_line(&mut line).ok()?;
+        tell.send(Seen::Line(line)).ok()?;
+        opened.recv().ok()?;
+        stream.write_all(b"250 Ok\r\n").ok()?;
+        for reply in [&b"250 Ok\r\n"[..], b"354 go\r\n"] {
+            reader.read_line(&mut String::new()).ok()?;
+            stream.write_all(reply).ok()?;
+        }
+        let mut line = String::new();
+        while line != ".\r\n" {
+            line.clear();
+            reader.read_line(&mut line).ok()?;
+        }
+        stream.write_all(b"250 Ok\r\n").ok()
+    });
+    rig.until(|_| seen.try_recv().ok());
+    rig.agent.stop(&mut rig.host);
+    let results = rig.results(2);
+    assert!(
+        matches!(&results[0], Outcome::Deferred(report) if report.reply.to_string().contains("going down"))
+    );
+    // What comes too late is answered, not lost.
+    rig.send(job(4, smtp(idle), &["a@b.test"]), None);
+    assert!(matches!(rig.results(4)[..], [Outcome::Deferred(_)]));
+    assert!(!rig.host.is_finished());
+    open.send(()).unwrap();
+    assert!(matches!(rig.results(3)[..], [Outcome::Delivered(_)]));
+    rig.until(|rig| rig.host.is_finished().then_some(()));
+    assert_eq!(idle_seen.iter().filter(|seen| *seen == Seen::Line("QUIT".into())).count(), 1);
+}
+
+#[test]
+fn jobs_that_make_no_sense_are_answered() {
+    let mut rig = Rig::new(Protocol::Lmtp, |_| {});
+    rig.send(job(1, smtp(nobody()), &["a@b.test"]), None);
+    assert!(matches!(&rig.results(1)[..], [Outcome::Deferred(report)] if !report.destination_down));
+    rig.send(job(2, Destination::Lmtp(LmtpServer::Unix("relative\0path".into())), &["a@b.test"]), None);
+    assert!(matches!(rig.results(2)[..], [Outcome::Deferred(_)]));
+    rig.send(job(3, Destination::Lmtp(LmtpServer::Unix("/x".repeat(200))), &["a@b.test"]), None);
+    assert!(matches!(rig.results(3)[..], [Outcome::Deferred(_)]));
+    rig.send(job(4, smtp(nobody()), &[]), None);
+    assert!(rig.results(4).is_empty());
+}
+
+#[test]
+fn each_result_is_a_line_in_the_log() {
+    let (address, _seen) = server(1, usual);
+    let mut rig = Rig::new(Protocol::Smtp, |_| {});
+    rig.send(job(1, smtp(address), &["yes@b.test", "no@b.test"]), None);
+    rig.results(1);
+    rig.turn();
+    let mut text = String::new();
+    let mut log = rig.log.try_clone().unwrap();
+    std::io::Seek::rewind(&mut log).unwrap();
+    log.read_to_string(&mut text).unwrap();
+    let line =
+        |to: &str| text.lines().find(|line| line.contains(to)).unwrap_or_else(|| panic!("{to} in {text:?}"));
+    assert!(line("yes@b.test").contains("status=sent") && line("no@b.test").contains("dsn=5.1.1"));
+    assert!(line("yes@b.test").contains(&format!("relay=127.0.0.1[127.0.0.1]:{}", address.port())));
+}
