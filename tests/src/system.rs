@@ -38,7 +38,7 @@ pub struct Builder {
     settings: BTreeMap<(String, String), String>,
     rest: String,
     unprivileged: bool,
-    spool: Option<PathBuf>,
+    small_spool: Option<String>,
 }
 
 /// A running system. Dropped, it is stopped by SIGTERM, and that it stops cleanly is part of every test.
@@ -50,7 +50,7 @@ pub struct System {
     process: Option<Process>,
     started_at: usize,
     unprivileged: bool,
-    spool: PathBuf,
+    small_spool: Option<String>,
 }
 
 impl Builder {
@@ -119,9 +119,16 @@ impl Builder {
         self
     }
 
-    /// The spool is at that path.
-    pub fn spool(mut self, path: &Path) -> Self {
-        self.spool = Some(path.into());
+    /// The SMTP port is this one, over every restart, instead of one that the kernel picks.
+    pub fn at(mut self, address: SocketAddr) -> Self {
+        self.listeners = vec![(address.to_string(), "smtp".into())];
+        self
+    }
+
+    /// The spool is a file system of its own with these mount options of tmpfs (`size=2m`), in a mount
+    /// namespace that only the system sees and that ends with it. Needs root.
+    pub fn small_spool(mut self, options: &str) -> Self {
+        self.small_spool = Some(options.into());
         self
     }
 
@@ -150,17 +157,15 @@ impl Builder {
             chown(&mail, Some(owner.uid.as_raw()), Some(owner.gid.as_raw())).unwrap();
         }
         let log = Log::new(&d.join("log"));
-        let spool = self.spool.clone().unwrap_or_else(|| d.join("spool"));
-        System { log, directory, process: None, started_at: 0, unprivileged, spool }
+        let small_spool = self.small_spool.clone();
+        System { log, directory, process: None, started_at: 0, unprivileged, small_spool }
     }
 
     fn text(&self, directory: &Path) -> String {
         let d = directory.display();
-        let spool = self.spool.clone().unwrap_or_else(|| directory.join("spool"));
         let mut text = format!(
-            "hostname = \"{}\"\nspool = \"{}\"\nruntime = \"{d}/run\"\nlog = \"json:{d}/log\"\n",
+            "hostname = \"{}\"\nspool = \"{d}/spool\"\nruntime = \"{d}/run\"\nlog = \"json:{d}/log\"\n",
             self.hostname,
-            spool.display(),
         );
         for (address, service) in &self.listeners {
             write!(text, "\n[[listen]]\naddress = \"{address}\"\nservice = \"{service}\"\n").unwrap();
@@ -211,7 +216,7 @@ impl System {
             settings: BTreeMap::new(),
             rest: String::new(),
             unprivileged: false,
-            spool: None,
+            small_spool: None,
         }
     }
 
@@ -220,7 +225,17 @@ impl System {
         assert!(self.process.is_none(), "it runs already");
         self.started_at = self.log.mark();
         let errors = File::create(self.directory.path().join("stderr")).unwrap();
-        let mut command = self.command("postern");
+        let mut command = match &self.small_spool {
+            None => self.command("postern"),
+            Some(options) => {
+                let script =
+                    "mkdir -p \"$1\" && mount -t tmpfs -o \"$2\" tmpfs \"$1\" && shift 2 && exec \"$@\"";
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+                command.arg(self.spool_path()).arg(options).arg(binary("postern"));
+                command
+            }
+        };
         command.arg("run").arg("--config").arg(self.config());
         command.stdout(errors.try_clone().unwrap()).stderr(errors);
         let mut process = Process::start(&mut command);
@@ -348,7 +363,7 @@ impl System {
 
     /// The names of the files in a directory of the spool.
     pub fn spool(&self, directory: &str) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.spool.join(directory)) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(self.spool_path().join(directory)) else { return Vec::new() };
         let mut names: Vec<_> =
             entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
         names.sort();
@@ -356,8 +371,21 @@ impl System {
     }
 
     /// The spool's path.
-    pub fn spool_path(&self) -> &Path {
-        &self.spool
+    pub fn spool_path(&self) -> PathBuf {
+        self.directory.path().join("spool")
+    }
+
+    /// The directory of its control socket.
+    pub fn runtime(&self) -> PathBuf {
+        self.directory.path().join("run")
+    }
+
+    /// Waits until nothing is queued: what was accepted is delivered, bounced or removed.
+    pub fn wait_empty(&self, patience: Duration) {
+        until("the queue is empty", patience, || {
+            let listed = self.postern_json(&["queue", "list"]);
+            (listed.is_empty() && self.spool("new").is_empty() && self.spool("tmp").is_empty()).then_some(())
+        });
     }
 
     /// A program of ours, as the user that the system runs as.

@@ -1,0 +1,57 @@
+//! A full disk: the client hears 452, nothing that was accepted is lost, and it goes on when there is room.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use postern_tests::{Address, Sink, System, attachment, have_root, until};
+
+#[test]
+fn without_room_for_octets() {
+    fill("size=2m", 100_000);
+}
+
+#[test]
+fn without_room_for_large_messages() {
+    fill("size=4m", 1_000_000);
+}
+
+#[test]
+fn without_room_for_files() {
+    fill("size=16m,nr_inodes=40", 100);
+}
+
+fn fill(options: &str, size: usize) {
+    if !have_root() {
+        return;
+    }
+    let address = Address::claim();
+    let via = format!("smtp:[{}]:2600", address.ip);
+    let system =
+        System::builder().relay().small_spool(options).fast_retries().route("sink.test", &via).start();
+    let mut client = system.smtp();
+    let mut accepted = Vec::new();
+    let refused = loop {
+        assert!(accepted.len() < 1000, "the disk is never full");
+        match client.send("a@x.test", &["b@sink.test"], &attachment(size)) {
+            Ok(id) => accepted.push(id),
+            Err(refused) => break refused,
+        }
+    };
+    assert!(refused.is("452 4.3.1"), "{refused}");
+    assert!(!accepted.is_empty());
+    system.wait("spool-refused", |_| true);
+    // The session goes on, and what else it asks for is answered.
+    client.says("NOOP", "250");
+
+    let sink = Sink::start_at(address.port(2600));
+    sink.wait_for(accepted.len(), Duration::from_secs(60));
+    accepted.iter().for_each(|id| system.finished(id));
+    let id = until("there is room again", Duration::from_secs(20), || {
+        client.send("a@x.test", &["b@sink.test"], &attachment(size)).ok()
+    });
+    system.finished(&id);
+    let sent = attachment(size);
+    let taken = sink.taken();
+    assert_eq!(taken.len(), accepted.len() + 1);
+    assert!(taken.iter().all(|taken| taken.content.ends_with(&sent)));
+}
