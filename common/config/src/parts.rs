@@ -62,6 +62,9 @@ pub struct LocalPart {
     /// The part of the virtual mailbox template before its first variable: every virtual mailbox lies
     /// below it, and [`crate::types::Virtual`] paths are given relative to it.
     pub virtual_base: Option<PathBuf>,
+    /// Where the mailboxes of system users lie, as far as it is one place: `~/` for their homes. None when
+    /// there are none, or an LMTP server has them.
+    pub local_base: Option<PathBuf>,
     /// Jobs at once.
     pub jobs: u32,
 }
@@ -144,6 +147,7 @@ impl Config {
             hostname: self.hostname.clone(),
             virtual_owner: virtual_.map(|v| v.owner.clone()),
             virtual_base: virtual_.and_then(|v| v.mailbox.base()),
+            local_base: self.local.as_ref().and_then(|l| l.mailbox.base()),
             jobs: self.delivery.jobs,
         }
     }

@@ -10,4 +10,6 @@ mod descriptors;
 mod process;
 
 pub use descriptors::{accept, inherited, receive, sealed_file, send};
-pub use process::{ForkError, Forked, execute_attempt, fork_single_threaded, spawn, trace_attempt};
+pub use process::{
+    ForkError, Forked, execute_attempt, fork_single_threaded, fork_worker, spawn, trace_attempt,
+};

@@ -83,6 +83,45 @@ pub fn fork_single_threaded(task_directory: std::os::fd::BorrowedFd<'_>) -> Resu
     }
 }
 
+/// Forks a child that holds standard input, output and error and `keep` alone, does `work` with them and
+/// ends with the status that it returns; 101 when it panics. Refused like [`fork_single_threaded`]. What
+/// `work` captures must own no descriptor: in the child it would be one that is closed.
+pub fn fork_worker(
+    task_directory: std::os::fd::BorrowedFd<'_>,
+    keep: Vec<OwnedFd>,
+    work: impl FnOnce(Vec<OwnedFd>) -> i32,
+) -> Result<Pid, ForkError> {
+    match fork_single_threaded(task_directory)? {
+        Forked::Parent(child) => Ok(child),
+        Forked::Child => {
+            // A panic must not unwind into the parent's frames, of which this process has a copy.
+            let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                close_all_but(&keep)?;
+                Ok::<_, io::Error>(work(keep))
+            }));
+            let status = status.map_or(101, |outcome| outcome.unwrap_or(102));
+            // SAFETY: _exit ends the process at once; no destructor of the parent's copy runs.
+            unsafe { libc::_exit(status) }
+        }
+    }
+}
+
+/// Closes every descriptor from 3 on but these.
+fn close_all_but(keep: &[OwnedFd]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for last in kept.into_iter().map(|fd| fd - 1).chain([u32::MAX]) {
+        // SAFETY: the child of a fork uses nothing of its parent's but `keep`, and its memory is never
+        // dropped: fork_worker sees to both.
+        if first <= last && unsafe { libc::close_range(first, last, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        first = last.saturating_add(2);
+    }
+    Ok(())
+}
+
 /// Tries to execute a program in place of this one, for a sandbox's self-test: comes back with the errno
 /// that prevented it, and does not come back from a hole. `path` must not exist.
 pub fn execute_attempt(path: &str) -> i32 {
