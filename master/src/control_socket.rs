@@ -33,7 +33,11 @@ impl ControlSocket {
     pub(crate) fn open(runtime: &Path) -> Result<Self, Fatal> {
         let path = runtime.join("control");
         let open = || -> io::Result<OwnedFd> {
-            DirBuilder::new().recursive(true).mode(0o755).create(runtime)?;
+            if !runtime.exists() {
+                DirBuilder::new().recursive(true).mode(0o755).create(runtime)?;
+                // The umask is stricter; everybody may ask for the status.
+                std::fs::set_permissions(runtime, Permissions::from_mode(0o755))?;
+            }
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}

@@ -143,6 +143,10 @@ fn spool(path: &Path) -> Result<Vec<(&'static str, OwnedFd)>, Fatal> {
     let failed = |e: std::io::Error| Fatal::because(format!("spool {}", path.display()), e);
     postern_spool::create_directories(path).map_err(failed)?;
     let owners = identity::rooted().then(owners).transpose()?;
+    if owners.is_some() {
+        // Local programs pass through to `drop`; nobody but its owner sees into the others.
+        std::fs::set_permissions(path, Permissions::from_mode(0o755)).map_err(failed)?;
+    }
     let mut opened = Vec::new();
     for name in postern_spool::DIRECTORIES {
         let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();

@@ -116,6 +116,15 @@ impl Supervisor {
 
     /// Turns until the system is down.
     pub(crate) fn supervise(mut self) -> Result<(), Fatal> {
+        let ended = self.turn();
+        if let Err(error) = &ended {
+            self.log.note(Level::Fatal, None, &error.0);
+        }
+        self.log.flush();
+        ended
+    }
+
+    fn turn(&mut self) -> Result<(), Fatal> {
         let mut events = Events::with_capacity(256);
         loop {
             self.keep_time()?;
@@ -124,9 +133,8 @@ impl Supervisor {
                 && self.children.iter().all(|child| child.running.is_none())
             {
                 self.log.emit(&Event::Stopped);
-                self.log.flush();
                 return if failed {
-                    Err(Fatal("the system did not start: see the log".into()))
+                    Err(Fatal("the system did not start: the log says why".into()))
                 } else {
                     Ok(())
                 };
@@ -195,7 +203,7 @@ impl Supervisor {
         let peer = self.children[place].peer;
         self.children[place].restart_at = None;
         let failed = |e: &dyn std::fmt::Display| Fatal(format!("cannot start postern-{peer}: {e}"));
-        let mut running = Running::execute(&self.programs, peer.role).map_err(|e| failed(&e))?;
+        let running = Running::execute(&self.programs, peer.role).map_err(|e| failed(&e))?;
         let mut descriptors = vec![
             child::part(&self.config, peer.role).map_err(|e| failed(&e))?,
             self.log_descriptor.try_clone().map_err(|e| failed(&e))?,
@@ -205,10 +213,10 @@ impl Supervisor {
         descriptors.extend(handed);
         let start =
             ToChild::Start { me: peer, handles, identity: identity::of(peer.role)?, log: self.log_kind };
-        running.link.send_with(&start, descriptors).map_err(|e| failed(&e))?;
         watch(&self.poll, &running.link, Token(FIRST_CHILD + place))?;
         let pid = running.process.id();
         self.children[place].running = Some(running);
+        self.tell(place, &start, descriptors);
         self.log.emit(&Event::ProgramStarted { program: &peer.to_string(), pid });
         self.wire(place).map_err(|e| failed(&e))
     }
