@@ -17,8 +17,9 @@ pub(crate) const FOOT_LEN: usize = 48;
 /// In a file of several messages every body begins at a multiple of this, so that its blocks can be
 /// given back.
 pub(crate) const BLOCK: u64 = 4096;
-/// Longest index, octets: written and read. A file from a local user must not fill our memory.
-pub(crate) const INDEX_MAX: usize = 64 << 20;
+/// Longest index, octets: written and read. It holds some 250,000 recipients; a file from a local user
+/// must not fill our memory.
+pub(crate) const INDEX_MAX: usize = 16 << 20;
 /// Most messages of one file; the log names them by 16 bits.
 pub(crate) const MESSAGES_MAX: usize = 1 << 16;
 

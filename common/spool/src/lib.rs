@@ -1,5 +1,36 @@
 //! NAME
 //!     postern-spool: the queue on disk
+//!
+//! WHAT IT DOES
+//!     One file holds one or several messages and everything about them: bodies, envelopes, and a log of
+//!     what became of each recipient. Producers write such files through a [`Writer`], which lives in an
+//!     event loop and commits in groups, or through [`write_one`], which waits. A producer may say 250
+//!     when a completion says Ok: then the file and its directory entry are on stable storage. The
+//!     queue-manager reads files as [`SpoolFile`]s, appends to their logs, and puts in order what a crash
+//!     left ([`rescue`]). `docs/spool.md` has the states of a file and the layout of its bytes.
+//!
+//! TALKS TO
+//!     The file system, by descriptors of the spool's directories. All file operations of the writer are
+//!     in `ops.rs`, where a test can see them and make them fail; all knowledge of the bytes is in
+//!     `format.rs`, `log.rs` and `record.rs`, which do no I/O.
+//!
+//! TRUST
+//!     Nothing that is read is trusted: checksums find damage, and the decoders bear any bytes, since a
+//!     file in `drop/` was written by a local user. Its envelope is his claim; [`SpoolFile::owner`] says
+//!     who he is. He may still be writing to it: copy it before anything is promised on it.
+//!
+//! FAILURE
+//!     A failed write or sync is reported for every message of its file, the file is unlinked, and the
+//!     sync is not tried again. Damage is [`ReadError::Corrupt`], and a later format
+//!     [`ReadError::Newer`]: such a file is left alone, not thrown away. What could not be unlinked or
+//!     moved stays in `tmp/` for recovery; nothing that was accepted depends on it.
+//!
+//! BUGS
+//!     All streams share one thread: while a large message is synced the others wait in memory, each
+//!     client being stopped at 256 KiB. A file whose sync fails after the queue-manager has adopted it,
+//!     which takes a sync of more than ten seconds, may be delivered although its client was told 451.
+//!     The file system must know `renameat2` with RENAME_NOREPLACE (ext4, XFS, btrfs, tmpfs and ZFS from
+//!     2.2 do). Addresses are parsed again on reading: a stricter parser would refuse an old file.
 
 #![forbid(unsafe_code)]
 

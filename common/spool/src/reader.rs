@@ -1,5 +1,6 @@
 //! Reading a spool file, and writing its log.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,10 +9,11 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat};
 use nix::sys::stat::Mode;
+use postern_address::Mailbox;
 
 use crate::format::{self, BLOCK, FOOT_LEN, Foot, HEAD_LEN, Stored};
 use crate::id::QueueId;
-use crate::log::{self, LogRecord, Step};
+use crate::log::{self, LogEntry, LogRecord, Step};
 use crate::record::FormatError;
 
 /// How much of the end of a file is read at once: of a small message, index, foot and log.
@@ -51,6 +53,16 @@ impl SpoolFile {
     /// Opens a file and reads its foot, its index and its log; not its bodies. A log that ends in the
     /// middle of a record is read up to there.
     pub fn open(directory: BorrowedFd<'_>, name: &str) -> Result<Self, ReadError> {
+        Self::open_with(directory, name, true)
+    }
+
+    /// Opens a file of `drop/`: as [`SpoolFile::open`], but what stands behind the foot is not looked at.
+    /// The one who wrote it may hold it open for writing still, and may have put anything there.
+    pub fn open_dropped(directory: BorrowedFd<'_>, name: &str) -> Result<Self, ReadError> {
+        Self::open_with(directory, name, false)
+    }
+
+    fn open_with(directory: BorrowedFd<'_>, name: &str, logged: bool) -> Result<Self, ReadError> {
         let (file, size) = open_regular(directory, name)?;
         let mut head = [0; HEAD_LEN];
         read_exact(&file, &mut head, 0, "no head")?;
@@ -62,7 +74,10 @@ impl SpoolFile {
         let foot = format::decode_foot(tail.get(head.foot, FOOT_LEN)?, head)?;
         let messages = read_index(&file, &mut tail, &foot)?;
         let log_start = head.foot + FOOT_LEN as u64;
-        let (log, log_end) = read_log(&mut tail, head.id, log_start, messages.len())?;
+        let (log, log_end) = match logged {
+            true => read_log(&mut tail, head.id, log_start, messages.len())?,
+            false => (Vec::new(), log_start),
+        };
         Ok(Self {
             directory: directory.try_clone_to_owned()?,
             name: name.to_owned(),
@@ -81,7 +96,13 @@ impl SpoolFile {
         &self.messages
     }
 
-    /// The log as it stood when the file was opened.
+    /// The user who owns the file: of a file of `drop/`, the one who really sent it.
+    pub fn owner(&self) -> io::Result<u32> {
+        Ok(std::os::unix::fs::MetadataExt::uid(&self.file.metadata()?))
+    }
+
+    /// The log as it stood when the file was opened. Of several deferrals of one delivery only the last is
+    /// kept, in the place of the first: a message to many that waits for days has a long log.
     pub fn log(&self) -> &[LogRecord] {
         &self.log
     }
@@ -248,13 +269,16 @@ fn read_log(
     messages: usize,
 ) -> Result<(Vec<LogRecord>, u64), ReadError> {
     let mut records = Vec::new();
+    let mut deferred = HashMap::new();
     while at < tail.size {
         match log::decode(tail.from(at)?, id, at)? {
             Step::Record(record, length) => {
                 if record.as_ref().is_some_and(|r| usize::from(r.message) >= messages) {
                     return Err(ReadError::Corrupt("the log names a message that is not there".into()));
                 }
-                records.extend(record);
+                if let Some(record) = record {
+                    keep(&mut records, &mut deferred, record);
+                }
                 at += length as u64;
             }
             Step::NeedMore(length) if at + length as u64 <= tail.size => {
@@ -264,6 +288,22 @@ fn read_log(
         }
     }
     Ok((records, at))
+}
+
+/// Which delivery was deferred, and where in the list that stands.
+type Deferred = HashMap<(u16, u32, Option<Mailbox>), usize>;
+
+/// Adds a record, or puts it in the place of one that it supersedes.
+fn keep(records: &mut Vec<LogRecord>, deferred: &mut Deferred, record: LogRecord) {
+    if let LogEntry::Deferred { recipient, address, .. } = &record.what {
+        let next = records.len();
+        let place = *deferred.entry((record.message, *recipient, address.clone())).or_insert(next);
+        if let Some(superseded) = records.get_mut(place) {
+            *superseded = record;
+            return;
+        }
+    }
+    records.push(record);
 }
 
 /// A piece of the file in memory, moved along as needed.

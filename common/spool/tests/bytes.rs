@@ -144,6 +144,32 @@ fn a_long_log() {
 }
 
 #[test]
+fn of_deferrals_the_last_stands() {
+    let desk = Desk::in_memory();
+    write_one(desk.fd("cur"), &message(1, b"x")).unwrap();
+    let at = |recipient, until| LogRecord {
+        message: 0,
+        what: LogEntry::Deferred { recipient, address: None, until: Timestamp(until), reply: "later".into() },
+    };
+    let held = LogRecord { message: 0, what: LogEntry::Held };
+    let mut file = desk.open("cur", id(1));
+    file.append(&[at(0, 1), at(1, 2), held.clone(), at(0, 3), at(0, 4), held.clone()]).unwrap();
+    assert_eq!(desk.open("cur", id(1)).log(), [at(0, 4), at(1, 2), held.clone(), held]);
+}
+
+#[test]
+fn what_a_local_user_put_behind_the_foot_is_not_looked_at() {
+    let desk = Desk::in_memory();
+    let sent = message(1, b"x");
+    write_one(desk.fd("drop"), &sent).unwrap();
+    desk.open("drop", sent.id).append(&records()).unwrap();
+    let file = SpoolFile::open_dropped(desk.fd("drop"), &sent.id.to_string()).unwrap();
+    assert_eq!(file.log(), []);
+    assert_same(&file, 0, &sent);
+    assert_eq!(file.owner().unwrap(), nix::unistd::geteuid().as_raw());
+}
+
+#[test]
 fn a_log_that_names_no_message_is_refused() {
     let desk = Desk::in_memory();
     write_one(desk.fd("cur"), &message(1, b"x")).unwrap();

@@ -220,18 +220,13 @@ fn a_full_file_system() {
     assert_eq!(desk.messages("new").len() as u64, taken + 1);
     // The log of what is queued cannot grow either, and stays as it was.
     let mut file = desk.open("new", id(0));
-    let record = LogRecord {
+    let record = |recipient| LogRecord {
         message: 0,
-        what: LogEntry::Deferred {
-            recipient: 0,
-            address: None,
-            until: Timestamp(1),
-            reply: "x".repeat(5000),
-        },
+        what: LogEntry::Deferred { recipient, address: None, until: Timestamp(1), reply: "x".repeat(5000) },
     };
-    let written = (0..).take_while(|_| file.append(std::slice::from_ref(&record)).is_ok()).count();
+    let written = (0..).take_while(|n| file.append(&[record(*n)]).is_ok()).count() as u32;
     let read = desk.open("new", id(0));
-    assert_eq!(read.log(), vec![record.clone(); written]);
+    assert_eq!(read.log(), (0..written).map(record).collect::<Vec<_>>());
     drop((read, file));
     let directory = desk.into_directory();
     drop(mounted);
