@@ -1,0 +1,106 @@
+//! Opening directories on the way to a mailbox, making what is missing.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::fsync;
+
+/// A mailbox is its user's alone.
+const PRIVATE: Mode = Mode::S_IRWXU;
+
+/// Whether a symbolic link on the way is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// A user may lay his own mailbox elsewhere: everything happens with his rights.
+    Follow,
+    /// Nobody but us makes anything beneath the base of virtual mailboxes.
+    Refuse,
+}
+
+/// Opens a directory that must be there.
+pub fn directory(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// Opens the directory `path` beneath `within`, and makes what is missing, durably. `..` is refused, and a
+/// path is never absolute: each name is opened in the directory before it, which is what openat2's
+/// RESOLVE_BENEATH comes to, on every kernel.
+pub fn beneath(within: BorrowedFd<'_>, path: &Path, links: Links) -> io::Result<OwnedFd> {
+    let mut at = within.try_clone_to_owned()?;
+    for component in path.components() {
+        at = match component {
+            Component::Normal(name) => enter(at.as_fd(), name, links)?,
+            Component::CurDir => continue,
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return Err(escapes(path)),
+        };
+    }
+    Ok(at)
+}
+
+/// The directory of a file beneath `within`, opened as by [`beneath`], and the file's name.
+pub fn parent_beneath<'a>(
+    within: BorrowedFd<'_>,
+    path: &'a Path,
+    links: Links,
+) -> io::Result<(OwnedFd, &'a OsStr)> {
+    let name = path.file_name().ok_or_else(|| escapes(path))?;
+    Ok((beneath(within, path.parent().unwrap_or(Path::new("")), links)?, name))
+}
+
+/// Opens a directory in another, and makes it when it is missing.
+pub fn enter(at: BorrowedFd<'_>, name: &OsStr, links: Links) -> io::Result<OwnedFd> {
+    let mut flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    if links == Links::Refuse {
+        flags |= OFlag::O_NOFOLLOW;
+    }
+    match openat(at, name, flags, Mode::empty()) {
+        Err(Errno::ENOENT) => {}
+        outcome => return Ok(outcome?),
+    }
+    match mkdirat(at, name, PRIVATE) {
+        // Somebody else was faster: so be it.
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // The new entry must outlive a crash before what is delivered into it is reported.
+    fsync(at)?;
+    Ok(openat(at, name, flags, Mode::empty())?)
+}
+
+fn escapes(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{} leads out of its base", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn made_privately_and_beneath() {
+        let temp = tempfile::tempdir().unwrap();
+        let base = directory(temp.path()).unwrap();
+        beneath(base.as_fd(), Path::new("v.test/u"), Links::Refuse).unwrap();
+        let made = std::fs::metadata(temp.path().join("v.test/u")).unwrap();
+        assert!(made.is_dir());
+        assert_eq!(made.permissions().mode() & 0o777, 0o700);
+        for path in ["../x", "/etc", "a/../../x", "v.test/../.."] {
+            assert!(beneath(base.as_fd(), Path::new(path), Links::Refuse).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn links_are_followed_for_users_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let base = directory(temp.path()).unwrap();
+        symlink("/tmp", temp.path().join("link")).unwrap();
+        assert!(beneath(base.as_fd(), Path::new("link"), Links::Refuse).is_err());
+        assert!(beneath(base.as_fd(), Path::new("link"), Links::Follow).is_ok());
+    }
+}
