@@ -3,6 +3,8 @@
 //! The test starts itself anew as a child of one thread for every role, once with a system user to become
 //! (as root) and once as an ordinary user. The children enter the profile, try, and tell what they found.
 
+#![allow(clippy::unwrap_used, reason = "a test, built without the harness that says so")]
+
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
