@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bounce;
 mod header;
 mod trace;
 
