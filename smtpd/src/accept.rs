@@ -28,8 +28,8 @@ pub(crate) struct Listener {
     socket: TcpListener,
     pub(crate) token: Token,
     pub(crate) service: Service,
-    /// For new sessions; none when the service is not served and connections are closed at once.
-    pub(crate) settings: Option<Arc<Settings>>,
+    /// For new sessions.
+    pub(crate) settings: Arc<Settings>,
     ready: bool,
     rest_until: Option<Instant>,
     told: Option<Instant>,
@@ -41,7 +41,7 @@ impl Listener {
         host: &mut Host,
         socket: OwnedFd,
         service: Service,
-        settings: Option<Arc<Settings>>,
+        settings: Arc<Settings>,
     ) -> io::Result<Self> {
         // Accepted sockets inherit it, which saves a call for each. Replies are gathered by us, so the
         // kernel's own gathering could only delay them. A socket that cannot is as good.

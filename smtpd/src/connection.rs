@@ -12,6 +12,7 @@ use postern_smtp::server::{Phase, Session};
 use postern_spool::{QueueId, WriteError};
 
 use crate::message::{Header, Receipt};
+use crate::secure::Layer;
 
 /// With this much unsent, a client is read no further: it has to take its replies first.
 const OUTPUT_FULL: usize = 16 * 1024;
@@ -32,6 +33,7 @@ pub(crate) struct Key {
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
+    tls: Option<Box<Layer>>,
     pub(crate) key: Key,
     pub(crate) session: Session,
     pub(crate) id: SessionId,
@@ -120,6 +122,7 @@ impl Key {
 impl Connection {
     pub(crate) fn new(
         stream: TcpStream,
+        tls: Option<Box<Layer>>,
         key: Key,
         session: Session,
         id: SessionId,
@@ -128,6 +131,7 @@ impl Connection {
     ) -> Self {
         Self {
             stream,
+            tls,
             key,
             session,
             id,
@@ -174,14 +178,62 @@ impl Connection {
             State::Closing(_) | State::Gone(_) => false,
         };
         reading
-            && self.readable
+            && (self.readable || self.tls.as_ref().is_some_and(|tls| tls.has_plain()))
             && !self.paused
             && self.input.len() < COMMAND_LINE_MAX
             && self.output.len() < OUTPUT_FULL
     }
 
-    /// Reads once.
+    /// Reads once. Nothing may come of octets that came: TLS has some of its own.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Came> {
+        let Some(mut tls) = self.tls.take() else { return self.read_socket(buffer) };
+        let came = self.read_tls(&mut tls, buffer);
+        self.tls = Some(tls);
+        came
+    }
+
+    /// TLS has something to say that the session knows nothing of.
+    pub(crate) fn has_sealed(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| !tls.unsent().is_empty())
+    }
+
+    /// Writes what there is. True when all of it is written.
+    pub(crate) fn write(&mut self) -> io::Result<bool> {
+        while let Some(unsent @ [_, ..]) = self.output.get(self.sent..) {
+            let Some(tls) = &mut self.tls else {
+                match write_socket(&mut self.stream, unsent)? {
+                    Some(length) => self.sent += length,
+                    None => return Ok(false),
+                }
+                continue;
+            };
+            let taken = tls.seal(unsent).map_err(io::Error::other)?;
+            self.sent += taken;
+            if !write_sealed(&mut self.stream, tls)? || taken == 0 {
+                return Ok(false);
+            }
+        }
+        (self.output, self.sent) = (Vec::new(), 0);
+        match &mut self.tls {
+            Some(tls) => write_sealed(&mut self.stream, tls),
+            None => Ok(true),
+        }
+    }
+
+    fn read_tls(&mut self, tls: &mut Layer, buffer: &mut [u8]) -> io::Result<Came> {
+        if !tls.has_plain() {
+            match self.read_socket(buffer)? {
+                Came::Octets(length) => tls.open(&buffer[..length]).map_err(io::Error::other)?,
+                other => return Ok(other),
+            }
+        }
+        match tls.read(buffer) {
+            0 if tls.is_ended() => Ok(Came::End),
+            length => Ok(Came::Octets(length)),
+        }
+    }
+
+    fn read_socket(&mut self, buffer: &mut [u8]) -> io::Result<Came> {
         loop {
             return match self.stream.read(buffer) {
                 Ok(0) => Ok(Came::End),
@@ -201,25 +253,15 @@ impl Connection {
         }
     }
 
-    /// Writes what there is. True when all of it is written.
-    pub(crate) fn write(&mut self) -> io::Result<bool> {
-        while let Some(unsent @ [_, ..]) = self.output.get(self.sent..) {
-            match self.stream.write(unsent) {
-                Ok(length) => self.sent += length,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(e) => return Err(e),
-            }
-        }
-        (self.output, self.sent) = (Vec::new(), 0);
-        Ok(true)
-    }
-
     /// All is written: the end, or the wait for the client to take it.
     pub(crate) fn finish(&mut self) {
         let State::Closing(why) = self.state else { return };
         let nothing_unread = self.eof || (why == "quit" && self.input.is_empty());
         self.input = Vec::new();
+        if let Some(tls) = &mut self.tls {
+            // A courtesy: the last reply has its end in itself.
+            let _ = tls.close().map(|()| write_sealed(&mut self.stream, tls));
+        }
         if nothing_unread || self.stream.shutdown(Shutdown::Write).is_err() {
             self.state = State::Gone(why);
         } else {
@@ -243,6 +285,29 @@ impl Connection {
     pub(crate) fn stream(&mut self) -> &mut TcpStream {
         &mut self.stream
     }
+}
+
+/// How much the socket took; none when it takes nothing now.
+fn write_socket(stream: &mut TcpStream, unsent: &[u8]) -> io::Result<Option<usize>> {
+    loop {
+        match stream.write(unsent) {
+            Ok(length) => return Ok(Some(length)),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// True when all of it is written.
+fn write_sealed(stream: &mut TcpStream, tls: &mut Layer) -> io::Result<bool> {
+    while !tls.unsent().is_empty() {
+        match write_socket(stream, tls.unsent())? {
+            Some(length) => tls.sent(length),
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@
 //!     and share nothing but the listening sockets.
 //!
 //! TALKS TO
-//!     Clients; lookup (each RCPT), verify (the client's name, once a connection), the spool's `tmp/` and
-//!     `new/`. It is linked to auth and keys and does not ask them yet.
+//!     Clients; lookup (each RCPT), verify (the client's name, once a connection), keys (the certificate,
+//!     and a signature for each TLS handshake on a `submissions` listener), the spool's `tmp/` and `new/`.
+//!     It is linked to auth and does not ask it yet.
 //!
 //! TRUST
 //!     Clients are hostile. What they make us hold is bounded: a command line, 64 KiB of input that waits
@@ -20,15 +21,17 @@
 //!     to questions of living sessions and otherwise ignored.
 //!
 //! FAILURE
+//!     keys gone, or no certificate: connections to `submissions` are closed at once, and the log says why.
 //!     lookup gone or silent: 451 4.3.0 to RCPT. verify gone or silent: the client's name is unknown. A
 //!     spool that is full: 452 4.3.1; that fails: 451 4.3.0. No descriptors left: new clients wait in the
 //!     kernel's queue. Killed: every message that got its 250 is in the spool, every other client tries
 //!     again.
 //!
 //! BUGS
-//!     No TLS and no AUTH yet: a `submissions` listener closes every connection, and says why in the log;
-//!     a `submission` listener knows its users by their network alone. Received lines are counted
-//!     in the first 128 KiB of a message. A change of `[[listen]]` needs a restart.
+//!     No STARTTLS and no AUTH yet: `submission` and `submissions` know their users by their network
+//!     alone. A handshake's signature blocks the event loop, and so does the question for the certificate.
+//!     Received lines are counted in the first 128 KiB of a message. A change of `[[listen]]` needs a
+//!     restart.
 
 #![forbid(unsafe_code)]
 
@@ -38,6 +41,7 @@ mod deadlines;
 mod message;
 mod program;
 mod refusal;
+mod secure;
 mod worker;
 
 pub use program::Smtpd;

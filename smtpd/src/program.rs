@@ -10,7 +10,7 @@ use postern_config::{Service, SmtpLimits, SmtpdPart};
 use postern_daemon::{Handles, Host, Port, Program, StartError};
 use postern_event::{Client, Event, Level, SessionId};
 use postern_ipc::supervise::Handle;
-use postern_ipc::{Peer, Role, smtpd_auth, smtpd_keys, smtpd_verify};
+use postern_ipc::{Peer, Role, smtpd_auth, smtpd_verify};
 use postern_smtp::server::{Output, Phase, Protocol, Session, Settings};
 use postern_spool::{Completion, IdAllocator, Slot, Writer, WriterDirs};
 use slab::Slab;
@@ -19,6 +19,7 @@ use crate::accept::Listener;
 use crate::connection::{Connection, Key, State};
 use crate::deadlines::Deadlines;
 use crate::refusal;
+use crate::secure::{Certificate, Layer};
 use crate::worker::{Timeouts, Worker};
 
 /// Clients taken from one listener in one turn.
@@ -38,7 +39,7 @@ pub struct Smtpd {
     first_token: usize,
     worker: Worker,
     auth: Port<smtpd_auth::Question, smtpd_auth::Answer>,
-    keys: Port<smtpd_keys::Question, smtpd_keys::Answer>,
+    certificate: Certificate,
     deadlines: Deadlines<Key>,
     first_session: u64,
     sessions: u64,
@@ -69,7 +70,7 @@ impl Program for Smtpd {
             first_token: host.tokens(PLACES).0,
             worker: Worker::new(writer, ids, hops, timeouts, lookup, verify),
             auth: Port::new(host, Peer::only(Role::Auth)),
-            keys: Port::new(host, Peer::only(Role::Keys)),
+            certificate: Certificate::new(),
             deadlines: Deadlines::new(host.now()),
             // Microseconds: sessions come slower, so numbers do not repeat after a restart.
             first_session: (u64::from(host.me.instance) << 52) | ((host.wall().0 * 1000) & ((1 << 52) - 1)),
@@ -89,7 +90,7 @@ impl Program for Smtpd {
             Role::Lookup => self.worker.lookup.connect(host, socket),
             Role::Verify => self.worker.verify.connect(host, socket),
             Role::Auth => self.auth.connect(host, socket),
-            Role::Keys => self.keys.connect(host, socket),
+            Role::Keys => self.certificate.connect(socket),
             _ => host.note(Level::Warning, &format!("master linked {peer}, whom smtpd does not know")),
         }
         self.hear_lookup(host);
@@ -114,8 +115,6 @@ impl Program for Smtpd {
             self.hear_verify(host);
         } else if token == self.auth.token() {
             while self.auth.receive(host).is_some() {}
-        } else if token == self.keys.token() {
-            while self.keys.receive(host).is_some() {}
         } else if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.token == token) {
             listener.set_ready();
         }
@@ -144,6 +143,7 @@ impl Program for Smtpd {
         self.config = config;
         self.worker.hops_max = self.config.limits.hops;
         self.worker.timeouts = timeouts(&self.config.limits);
+        self.certificate.forget();
         for listener in &mut self.listeners {
             listener.settings = settings(&self.config, listener.service);
         }
@@ -199,11 +199,8 @@ impl Smtpd {
         };
         let service = listen.service;
         let settings = settings(&self.config, service);
-        if settings.is_none() {
-            let address = listen.address;
-            let text = format!(
-                "{address}: TLS is not available in this version: connections to this submissions listener are closed at once"
-            );
+        if service == Service::Submissions && !self.config.tls {
+            let text = format!("{}: submissions without [tls]: connections are closed at once", listen.address);
             host.note(Level::Error, &text);
         }
         let listener = Listener::new(host, socket, service, settings)
@@ -217,9 +214,16 @@ impl Smtpd {
             for _ in 0..ACCEPT_TURN {
                 let listener = &mut self.listeners[at];
                 let Some((stream, address)) = listener.accept(host) else { break };
-                // None: the service is not served. It was said at the start; closing is all there is to do.
-                let Some(settings) = listener.settings.clone() else { continue };
-                self.admit(host, settings, stream, address);
+                let settings = listener.settings.clone();
+                let tls = if settings.secure {
+                    // Never in clear text: its users believe to be within TLS. Without a certificate,
+                    // closing is all there is to do, and it has been told.
+                    let Some(layer) = self.certificate.layer(host) else { continue };
+                    Some(layer)
+                } else {
+                    None
+                };
+                self.admit(host, settings, tls, stream, address);
             }
         }
     }
@@ -228,6 +232,7 @@ impl Smtpd {
         &mut self,
         host: &mut Host,
         settings: Arc<Settings>,
+        tls: Option<Box<Layer>>,
         mut stream: mio::net::TcpStream,
         address: std::net::IpAddr,
     ) {
@@ -266,7 +271,7 @@ impl Smtpd {
         }
         let mut out = Output::default();
         let session = Session::new(settings, &mut out);
-        let mut connection = Connection::new(stream, key, session, id, address, host.now());
+        let mut connection = Connection::new(stream, tls, key, session, id, address, host.now());
         connection.output = out.wire;
         connection.dirty = true;
         self.worker.dirty.push(key);
@@ -410,21 +415,16 @@ fn timeouts(limits: &SmtpLimits) -> Timeouts {
     Timeouts { command: limits.command_timeout, data: limits.data_timeout, session: limits.session_time }
 }
 
-/// What new sessions of a service are told; none when it is not served.
-fn settings(config: &SmtpdPart, service: Service) -> Option<Arc<Settings>> {
-    let protocol = match service {
-        Service::Smtp | Service::Submission => Protocol::Smtp,
-        Service::Lmtp => Protocol::Lmtp,
-        // Never in clear text: its users believe to be within TLS.
-        Service::Submissions => return None,
-    };
+/// What new sessions of a service are told.
+fn settings(config: &SmtpdPart, service: Service) -> Arc<Settings> {
     let limits = &config.limits;
-    Some(Arc::new(Settings {
+    Arc::new(Settings {
         hostname: config.hostname.clone(),
-        protocol,
+        protocol: if service == Service::Lmtp { Protocol::Lmtp } else { Protocol::Smtp },
+        secure: service == Service::Submissions,
         message_size: limits.message_size,
         recipients: limits.recipients,
         line_length: limits.line_length,
         errors: limits.errors,
-    }))
+    })
 }

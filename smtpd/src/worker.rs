@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use postern_daemon::{Host, Port};
-use postern_event::Event;
+use postern_event::{Event, Level};
 use postern_ipc::{smtpd_lookup, smtpd_verify};
 use postern_smtp::Reply;
 use postern_smtp::server::{Action, Answer, Finished, Output, Phase, Rejected, Session};
@@ -128,10 +128,14 @@ impl Worker {
                 }
                 Ok(Came::Nothing) => {}
                 Ok(Came::End) => connection.eof = true,
-                Err(_) => connection.state = State::Gone("connection lost"),
+                Err(error) => self.lose(host, connection, &error),
             }
         }
         self.buffer = buffer;
+        if connection.has_sealed() && !connection.dirty {
+            connection.dirty = true;
+            self.dirty.push(connection.key);
+        }
         if connection.eof {
             self.end_of_input(connection);
         }
@@ -328,6 +332,19 @@ impl Worker {
         };
         connection.state = State::Gone(why);
         self.gone.push(connection.key);
+    }
+
+    /// The socket or its TLS fails.
+    fn lose(&mut self, host: &mut Host, connection: &mut Connection, error: &std::io::Error) {
+        connection.state = State::Gone("connection lost");
+        if error.kind() == std::io::ErrorKind::Other {
+            connection.state = State::Gone("TLS failed");
+            let text = format!("session {} with [{}]: {error}", connection.id, connection.address);
+            host.note(Level::Info, &text);
+            // The alert that says why, if the client still listens.
+            connection.output = Vec::new();
+            let _ = connection.write();
+        }
     }
 
     /// Offers the session what waits.

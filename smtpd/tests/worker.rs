@@ -1,14 +1,16 @@
 //! One real worker, sandboxed, with the test as its master, its lookup and its verify.
 
+#![forbid(unsafe_code)]
+
 mod rig;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use postern_config::{Service, SmtpLimits};
 use postern_ipc::supervise::ToChild;
 use postern_ipc::{Peer, Role, blocking};
-use rig::{Rig, limits, start};
+use rig::{Rig, limits, start, start_with};
 
 const ENVELOPE: &str = "MAIL FROM:<a@x.test>\r\nRCPT TO:<u@v.test>\r\nDATA\r\n";
 
@@ -195,7 +197,39 @@ fn stop_ends_idle_sessions_and_finishes_messages() {
 fn submissions_is_never_spoken_in_clear() {
     let rig = start(Service::Submissions, limits());
     rig.connect().closed();
-    assert!(rig.log().contains("submissions"), "{}", rig.log());
+    assert!(rig.log().contains("without [tls]"), "{}", rig.log());
+    let (keys, _) = rig::keys();
+    let rig = start_with(Service::Submissions, limits(), vec![(Peer::only(Role::Keys), keys)]);
+    let mut client = rig.connect();
+    client.send(b"EHLO client.test\r\n");
+    let mut alert = Vec::new();
+    let _ = client.reader.read_to_end(&mut alert);
+    assert_eq!(alert[0], 21, "{alert:?}");
+}
+
+#[test]
+fn submissions_within_tls() {
+    let (keys, certificate) = rig::keys();
+    let rig = start_with(Service::Submissions, limits(), vec![(Peer::only(Role::Keys), keys)]);
+    let mut client = rig.connect_tls(&certificate);
+    client.expect("220 mx.test ESMTP Postern");
+    assert_eq!(client.say("EHLO client.test\r\n").len(), 6);
+    let line = [&[b'x'; 998][..], b"\r\n"].concat();
+    for lines in [1, 3_000] {
+        client.send(ENVELOPE.as_bytes());
+        (0..3).for_each(|_| drop(client.reply()));
+        let body = line.repeat(lines);
+        client.send(&body);
+        client.send(b".\r\n");
+        let id = client.queued();
+        let (stored, found) = rig.messages(&[id.clone()]).remove(&id).unwrap();
+        assert!(found == body);
+        assert!(String::from_utf8_lossy(&stored.prepend).contains(" with ESMTPS id "));
+    }
+    client.send(b"QUIT\r\n");
+    client.expect("221");
+    // close_notify came: rustls would report its lack as an error.
+    assert_eq!(client.reader.read_to_end(&mut Vec::new()).unwrap(), 0);
 }
 
 #[test]
@@ -253,4 +287,34 @@ fn two_thousand_sessions_at_once() {
     let most = rig.memory("VmHWM");
     println!("idle {idle} kB, most {most} kB");
     assert!(most < 64 << 10, "{most} kB");
+}
+
+/// Not a test but a measurement: `cargo test --release -p postern-smtpd --test worker -- --ignored --nocapture`,
+/// with Postfix's smtp-source installed.
+#[test]
+#[ignore = "a measurement"]
+fn throughput() {
+    let rig = plain();
+    for (sessions, messages, length) in [(1, 2_000, 4_096), (50, 20_000, 4_096), (200, 20_000, 4_096)] {
+        let ticks = |rig: &Rig| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", rig.child.id())).unwrap();
+            let field = |n: usize| stat.split_whitespace().nth(n).unwrap().parse::<u64>().unwrap();
+            (field(13), field(14))
+        };
+        let (before, begun) = (ticks(&rig), Instant::now());
+        let status = std::process::Command::new("/usr/sbin/smtp-source")
+            .args(["-s", &sessions.to_string(), "-m", &messages.to_string(), "-l", &length.to_string()])
+            .args(["-N", "-f", "a@x.test", "-t", "u@v.test", &format!("inet:{}", rig.address)])
+            .status()
+            .unwrap();
+        assert!(status.success());
+        let (took, after) = (begun.elapsed(), ticks(&rig));
+        println!(
+            "{sessions} sessions, {messages} messages of {length}: {:.0}/s, user {} ms, system {} ms, {} kB",
+            f64::from(messages) / took.as_secs_f64(),
+            (after.0 - before.0) * 10,
+            (after.1 - before.1) * 10,
+            rig.memory("VmHWM"),
+        );
+    }
 }

@@ -1,5 +1,8 @@
 //! Plays master, lookup and verify for one real worker.
 
+// A rig that fails is a test that fails.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,11 +14,14 @@ use std::time::Duration;
 use postern_config::{Listen, Service, SmtpLimits, SmtpdPart};
 use postern_ipc::smtpd_lookup::{Answer, Question, Verdict};
 use postern_ipc::supervise::{FromChild, Handle, LogKind, ToChild};
-use postern_ipc::{Link, Peer, Role, blocking, encode_config, smtpd_verify};
+use postern_ipc::{Link, Peer, Role, blocking, encode_config, smtpd_keys, smtpd_verify};
 use postern_spool::{SpoolFile, Stored};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// How long anything may take before the test has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) type Tls = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
 
 /// A worker and its surroundings. Dropping it kills the worker.
 pub(crate) struct Rig {
@@ -45,6 +51,11 @@ pub(crate) fn limits() -> SmtpLimits {
 }
 
 pub(crate) fn start(service: Service, limits: SmtpLimits) -> Rig {
+    start_with(service, limits, Vec::new())
+}
+
+/// With more neighbours than lookup and verify.
+pub(crate) fn start_with(service: Service, limits: SmtpLimits, links: Vec<(Peer, OwnedFd)>) -> Rig {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let spool = tempfile::tempdir().unwrap();
@@ -54,7 +65,7 @@ pub(crate) fn start(service: Service, limits: SmtpLimits) -> Rig {
         hostname: postern_address::Domain::parse("mx.test").unwrap(),
         listen: vec![Listen { address, service }],
         limits,
-        tls: false,
+        tls: service == Service::Submissions && !links.is_empty(),
     };
     let config = postern_sys::sealed_file("config", &encode_config(&config).unwrap()).unwrap();
     let (ours, theirs) = blocking::pair().unwrap();
@@ -62,14 +73,14 @@ pub(crate) fn start(service: Service, limits: SmtpLimits) -> Rig {
     let mut control = Link::<ToChild, FromChild>::new(ours);
     let silent = Arc::new(Mutex::new(Vec::new()));
     let directory = |name: &str| OwnedFd::from(std::fs::File::open(spool.path().join(name)).unwrap());
-    let handles = vec![
+    let mut handles = vec![
         Handle::Listener(0),
         Handle::SpoolDirectory("tmp".into()),
         Handle::SpoolDirectory("new".into()),
         Handle::Link(Peer::only(Role::Lookup)),
         Handle::Link(Peer::only(Role::Verify)),
     ];
-    let descriptors = vec![
+    let mut descriptors = vec![
         config,
         log.reopen().unwrap().into(),
         listener.into(),
@@ -78,6 +89,10 @@ pub(crate) fn start(service: Service, limits: SmtpLimits) -> Rig {
         lookup(silent.clone()),
         verify(),
     ];
+    for (peer, descriptor) in links {
+        handles.push(Handle::Link(peer));
+        descriptors.push(descriptor);
+    }
     let me = Peer { role: Role::Smtpd, instance: 0 };
     control
         .send_with(&ToChild::Start { me, handles, identity: None, log: LogKind::Json }, descriptors)
@@ -94,6 +109,22 @@ impl Rig {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Client { reader: BufReader::new(stream) }
+    }
+
+    /// A client within TLS.
+    pub(crate) fn connect_tls(&self, certificate: &CertificateDer<'static>) -> Client<Tls> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate.clone()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = "mx.test".try_into().unwrap();
+        let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let socket = self.connect().reader.into_inner();
+        Client { reader: BufReader::new(rustls::StreamOwned::new(connection, socket)) }
     }
 
     /// A client that has been greeted.
@@ -151,11 +182,11 @@ impl Drop for Rig {
 }
 
 /// A client that speaks what it is told, byte for byte.
-pub(crate) struct Client {
-    pub(crate) reader: BufReader<TcpStream>,
+pub(crate) struct Client<S = TcpStream> {
+    pub(crate) reader: BufReader<S>,
 }
 
-impl Client {
+impl<S: Read + Write> Client<S> {
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.reader.get_mut().write_all(bytes).unwrap();
     }
@@ -242,4 +273,32 @@ fn verify() -> OwnedFd {
         }
     });
     theirs
+}
+
+/// keys: one certificate for `mx.test`, also given to the caller.
+pub(crate) fn keys() -> (OwnedFd, CertificateDer<'static>) {
+    let (ours, theirs) = blocking::pair().unwrap();
+    let made = rcgen::generate_simple_self_signed(["mx.test".to_owned()]).unwrap();
+    let certificate = made.cert.der().clone();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+    let chain = vec![certificate.to_vec()];
+    std::thread::spawn(move || {
+        let mut link = Link::<smtpd_keys::Answer, smtpd_keys::Question>::new(ours);
+        while let Ok((question, _)) = blocking::receive(&mut link, None) {
+            let answer = match question {
+                smtpd_keys::Question::Certificate { id } => {
+                    smtpd_keys::Answer::Certificate { id, chain: chain.clone(), schemes: vec![0x0403] }
+                }
+                smtpd_keys::Question::Sign { id, scheme, message } => {
+                    let signer = key.choose_scheme(&[scheme.into()]).unwrap();
+                    smtpd_keys::Answer::Signature { id, signature: Ok(signer.sign(&message).unwrap()) }
+                }
+            };
+            if link.send(&answer).is_err() || blocking::flush(&mut link, None).is_err() {
+                return;
+            }
+        }
+    });
+    (theirs, certificate)
 }

@@ -34,6 +34,8 @@ pub struct Settings {
     pub hostname: Domain,
     /// SMTP or LMTP.
     pub protocol: Protocol,
+    /// It is spoken within TLS from the first octet.
+    pub secure: bool,
     /// Most octets of content; announced as SIZE.
     pub message_size: u64,
     /// Most recipients of one message.
@@ -258,12 +260,16 @@ impl Session {
         self.greeted.as_ref().map(|(name, _)| &**name)
     }
 
-    /// `SMTP`, `ESMTP` or `LMTP`, for trace lines (RFC 3848).
+    /// `SMTP`, `ESMTP`, `ESMTPS`, `LMTP`, … for trace lines (RFC 3848).
     pub fn protocol_name(&self) -> &'static str {
-        match (self.settings.protocol, &self.greeted) {
-            (Protocol::Lmtp, _) => "LMTP",
-            (Protocol::Smtp, Some((_, true))) => "ESMTP",
-            (Protocol::Smtp, _) => "SMTP",
+        let extended = matches!(self.greeted, Some((_, true)));
+        match (self.settings.protocol, self.settings.secure) {
+            (Protocol::Lmtp, false) => "LMTP",
+            (Protocol::Lmtp, true) => "LMTPS",
+            // A HELO within TLS has no name of its own.
+            (Protocol::Smtp, true) => "ESMTPS",
+            (Protocol::Smtp, false) if extended => "ESMTP",
+            (Protocol::Smtp, false) => "SMTP",
         }
     }
 

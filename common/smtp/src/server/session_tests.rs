@@ -21,6 +21,7 @@ impl Bench {
         let settings = Settings {
             hostname: Domain::parse("mx.test").unwrap(),
             protocol,
+            secure: false,
             message_size: 1000,
             recipients: 4,
             line_length: 100,
