@@ -35,6 +35,16 @@ struct Stream {
     unwritten: Arc<AtomicUsize>,
 }
 
+/// A stream that is finished, and what completes its file.
+struct Closing {
+    serial: u64,
+    stream: Stream,
+    envelope: Box<Envelope>,
+    prepend: Vec<u8>,
+}
+
+type Step = fn(&mut Stream, &Streamer<'_>, &Envelope, &[u8]) -> Result<(), WriteError>;
+
 /// The streamer thread's state.
 struct Streamer<'a> {
     shared: &'a Shared,
@@ -57,10 +67,11 @@ pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops) {
 }
 
 impl Streamer<'_> {
-    /// Does all that was asked since the last round: each stream is written to at most once between two
-    /// other commands for it, and all that are finished share one sync of the directory.
+    /// Does all that was asked since the last round. What is pending is written first, each stream's in one
+    /// call, so that no client waits longer than it must; then what is finished is synced, and shares one
+    /// sync of the directory.
     fn round(&mut self, commands: Vec<Command>) {
-        let mut finished = Vec::new();
+        let mut closing = Vec::new();
         let mut touched = Vec::new();
         for command in commands {
             match command {
@@ -73,7 +84,7 @@ impl Streamer<'_> {
                 }
                 Command::Finish { serial, envelope, prepend } => {
                     if let Some(stream) = self.streams.remove(&serial) {
-                        finished.extend(self.finish(serial, stream, &envelope, &prepend));
+                        closing.push(Closing { serial, stream, envelope, prepend });
                     }
                 }
                 Command::Abort { serial } => {
@@ -84,7 +95,10 @@ impl Streamer<'_> {
             }
         }
         touched.into_iter().for_each(|serial| self.flush(serial));
-        self.commit(finished);
+        // All are written before the first is synced: a journal takes them together.
+        let written: Vec<Closing> = closing.into_iter().filter_map(|c| self.step(c, Stream::close)).collect();
+        let synced = written.into_iter().filter_map(|c| self.step(c, Stream::sync)).collect();
+        self.commit(synced);
     }
 
     fn open(&mut self, serial: u64, token: u64, id: QueueId, unwritten: Arc<AtomicUsize>) {
@@ -108,40 +122,32 @@ impl Streamer<'_> {
         }
     }
 
-    /// Completes a file and syncs it; its directory entry is still to be synced.
-    fn finish(
-        &self,
-        serial: u64,
-        mut stream: Stream,
-        envelope: &Envelope,
-        prepend: &[u8],
-    ) -> Option<(u64, Stream)> {
-        match stream.close(self.shared, self.ops, envelope, prepend) {
-            Ok(()) => Some((serial, stream)),
-            Err(error) => {
-                self.ops.discard(&self.tmp, stream.file.name());
-                self.shared.report([failed(serial, stream.token, stream.id, error)]);
-                None
-            }
-        }
+    /// Takes one step with a finished stream; it is gone when that fails.
+    fn step(&self, mut closing: Closing, step: Step) -> Option<Closing> {
+        let Err(error) = step(&mut closing.stream, self, &closing.envelope, &closing.prepend) else {
+            return Some(closing);
+        };
+        self.ops.discard(&self.tmp, closing.stream.file.name());
+        self.shared.report([failed(closing.serial, closing.stream.token, closing.stream.id, error)]);
+        None
     }
 
-    fn commit(&self, finished: Vec<(u64, Stream)>) {
-        if finished.is_empty() {
+    fn commit(&self, synced: Vec<Closing>) {
+        if synced.is_empty() {
             return;
         }
         let result = self.ops.sync_directory(&self.tmp).map_err(WriteError::from);
         if result.is_err() {
-            finished.iter().for_each(|(_, stream)| self.ops.discard(&self.tmp, stream.file.name()));
+            synced.iter().for_each(|c| self.ops.discard(&self.tmp, c.stream.file.name()));
         }
-        self.shared.report(finished.iter().map(|(serial, stream)| Finished {
-            token: stream.token,
-            id: stream.id,
-            stream: Some(*serial),
+        self.shared.report(synced.iter().map(|closing| Finished {
+            token: closing.stream.token,
+            id: closing.stream.id,
+            stream: Some(closing.serial),
             result: result.clone(),
         }));
         if result.is_ok() {
-            finished.iter().for_each(|(_, s)| publish(self.ops, &self.tmp, &self.new, s.file.name()));
+            synced.iter().for_each(|c| publish(self.ops, &self.tmp, &self.new, c.stream.file.name()));
         }
     }
 }
@@ -167,23 +173,20 @@ impl Stream {
 
     /// The head comes last, since only now is it known where the foot is. All three are covered by
     /// checksums and one sync; until that returned nothing was promised, in whatever order they land.
-    fn close(
-        &mut self,
-        shared: &Shared,
-        ops: &Ops,
-        envelope: &Envelope,
-        prepend: &[u8],
-    ) -> Result<(), WriteError> {
-        self.flush(shared, ops)?;
+    fn close(&mut self, by: &Streamer<'_>, envelope: &Envelope, prepend: &[u8]) -> Result<(), WriteError> {
+        self.flush(by.shared, by.ops)?;
         let (id, length, crc) = (self.id, self.length, self.crc);
         let mut index = Vec::with_capacity(prepend.len() + 512);
         let offset = HEAD_LEN as u64;
         format::encode_message(&mut index, &StoredRef { id, envelope, prepend, offset, length, crc });
         let (head, tail) = close(id, offset + length, index, 1)?;
-        ops.write(&self.file, &mut [IoSlice::new(&tail)], offset + length)?;
-        ops.write(&self.file, &mut [IoSlice::new(&head)], 0)?;
-        ops.sync(&self.file)?;
+        by.ops.write(&self.file, &mut [IoSlice::new(&tail)], offset + length)?;
+        by.ops.write(&self.file, &mut [IoSlice::new(&head)], 0)?;
         Ok(())
+    }
+
+    fn sync(&mut self, by: &Streamer<'_>, _: &Envelope, _: &[u8]) -> Result<(), WriteError> {
+        Ok(by.ops.sync(&self.file)?)
     }
 }
 
