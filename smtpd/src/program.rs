@@ -200,7 +200,8 @@ impl Smtpd {
         let service = listen.service;
         let settings = settings(&self.config, service);
         if service == Service::Submissions && !self.config.tls {
-            let text = format!("{}: submissions without [tls]: connections are closed at once", listen.address);
+            let text =
+                format!("{}: submissions without [tls]: connections are closed at once", listen.address);
             host.note(Level::Error, &text);
         }
         let listener = Listener::new(host, socket, service, settings)

@@ -27,7 +27,7 @@ fn a_message_is_in_the_spool_when_it_is_queued() {
     client.say("DATA\r\n");
     client.send(b"Message-ID: <1@x>\r\n\r\n..dot\r\n\xc3\xbc\r\n.\r\n");
     let id = client.queued();
-    let (stored, body) = rig.messages(&[id.clone()]).remove(&id).unwrap();
+    let (stored, body) = rig.messages(std::slice::from_ref(&id)).remove(&id).unwrap();
     assert_eq!(body, b"Message-ID: <1@x>\r\n\r\n.dot\r\n\xc3\xbc\r\n");
     let trace = String::from_utf8(stored.prepend).unwrap();
     let beginning = format!(
@@ -53,7 +53,7 @@ fn a_pipelined_batch() {
     let id = client.queued();
     client.expect("250");
     client.expect("221");
-    let stored = &rig.messages(&[id.clone()])[&id].0;
+    let stored = &rig.messages(std::slice::from_ref(&id))[&id].0;
     assert_eq!(stored.envelope.recipients.len(), 2);
     assert!(!String::from_utf8_lossy(&stored.prepend).contains("for <"));
 }
@@ -70,7 +70,7 @@ fn large_messages_are_streamed() {
         client.send(&body);
         client.send(b".\r\n");
         let id = client.queued();
-        let (stored, found) = rig.messages(&[id.clone()]).remove(&id).unwrap();
+        let (stored, found) = rig.messages(std::slice::from_ref(&id)).remove(&id).unwrap();
         assert!(found == body, "{} octets of {}", found.len(), body.len());
         assert_eq!(stored.length, body.len() as u64);
     }
@@ -222,7 +222,7 @@ fn submissions_within_tls() {
         client.send(&body);
         client.send(b".\r\n");
         let id = client.queued();
-        let (stored, found) = rig.messages(&[id.clone()]).remove(&id).unwrap();
+        let (stored, found) = rig.messages(std::slice::from_ref(&id)).remove(&id).unwrap();
         assert!(found == body);
         assert!(String::from_utf8_lossy(&stored.prepend).contains(" with ESMTPS id "));
     }
