@@ -1,6 +1,6 @@
 # What a person types. `make run` is a mail system at your desk, `make test` shows that it works.
 .DELETE_ON_ERROR:
-.PHONY: all run build release test check audit users install uninstall clean-run help
+.PHONY: all run build release test footprint check audit users install uninstall clean-run help
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -38,6 +38,10 @@ test: build ## everything: unit, property and system tests
 	if [ -s $$skipped ]; then sort -u $$skipped >&2; echo "SKIPPED: $$(sort -u $$skipped | wc -l) tests, see above" >&2; fi; \
 	rm -f $$skipped; exit $$status
 
+footprint: release ## what a release costs: memory at rest, time to the first 220
+	POSTERN_BIN=$(CURDIR)/target/release $(call cargo,test) --release -p postern-tests --test footprint -- \
+		--nocapture --test-threads=1
+
 check: ## format, lints, documentation, manual pages
 	$(CARGO) fmt --all --check
 	$(call cargo,clippy) --workspace --all-targets -- -D warnings
@@ -64,6 +68,7 @@ install: release ## into DESTDIR/PREFIX; as root also makes the users
 	install -m 644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 docs/man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
 	install -m 644 docs/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	[ -e $(DESTDIR)/etc/postern/postern.toml ] || install -m 644 etc/postern.toml $(DESTDIR)/etc/postern
 	sed 's,@PREFIX@,$(PREFIX),' etc/postern.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/postern.service
 	install -m 644 etc/postern.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/postern.conf
 	@if [ "$$(id -u)" -eq 0 ] && [ -z "$(DESTDIR)" ]; then \

@@ -275,7 +275,7 @@ impl System {
         until("every program is gone", PATIENCE, || pids.iter().all(|pid| !alive(*pid)).then_some(()));
     }
 
-    /// The process ids of its programs by name (`smtpd/0`), as the log has them.
+    /// The process ids of its programs but master by name (`smtpd/0`), as the log has them.
     pub fn pids(&self) -> BTreeMap<String, u32> {
         let events = self.log.events();
         let mut pids = BTreeMap::new();
