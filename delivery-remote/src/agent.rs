@@ -1,6 +1,9 @@
 //! The shell: jobs in, connections out, results back.
 
+mod connections;
+
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -13,16 +16,13 @@ use postern_ipc::queue_agent::{Destination, FromAgent, Job, Outcome, ToAgent};
 use postern_ipc::resolve::{Answer, DnsError, Query, Question, Records};
 use postern_ipc::supervise::Handle;
 use postern_ipc::{Peer, RequestId, Role};
-use postern_smtp::client::{Client, Event, Protocol};
+use postern_smtp::client::Protocol;
 use postern_smtp::{EnhancedCode, Reply};
 
 use crate::attempt::{Attempt, Clock};
-use crate::connection::{Connection, Patience, Turn};
+use crate::connection::{Connection, Patience};
 use crate::content::Source;
-use crate::routing::{Candidate, Refusal, Route, Step};
-
-/// Messages over one connection; then a new one, perhaps to another of the destination's servers.
-const TRANSACTIONS_MAX: u32 = 100;
+use crate::routing::{Candidate, Endpoint, Refusal, Route, Step};
 
 /// How long transactions may go on after the program was told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -56,6 +56,8 @@ pub(crate) struct Agent {
     idle: HashMap<Destination, Vec<Token>>,
     questions: HashMap<RequestId, (u64, Instant)>,
     last_question: RequestId,
+    /// Addresses that were not reached: until then they come last.
+    shunned: HashMap<SocketAddr, Instant>,
     /// Connections that can go on at once.
     again: Vec<Token>,
     /// No deadline is before this.
@@ -85,6 +87,7 @@ impl Agent {
             idle: HashMap::new(),
             questions: HashMap::new(),
             last_question: 0,
+            shunned: HashMap::new(),
             again: Vec::new(),
             soonest: None,
             stopping: None,
@@ -195,8 +198,7 @@ impl Agent {
         while let Some((message, descriptors)) = self.queue.receive(host) {
             match message {
                 ToAgent::Job(job) => self.begin(host, job, descriptors.into_iter().next()),
-                // Nothing is remembered from one job to the next.
-                ToAgent::Flush => {}
+                ToAgent::Flush => self.shunned.clear(),
             }
         }
     }
@@ -252,9 +254,12 @@ impl Agent {
                 Step::AskMx(domain) => Query::Mx(domain),
                 Step::AskAddresses(domain) => Query::Addresses(domain),
                 Step::GiveUp(refusal) => return self.give_up(host, job, &refusal),
-                Step::Connect(candidate) => match self.connect(host, job, candidate) {
-                    Ok(()) => return,
-                    Err(()) => continue,
+                Step::Connect(candidate) => match shun(&self.shunned, attempt, candidate, host.now()) {
+                    Some(candidate) => match self.connect(host, job, candidate) {
+                        true => return,
+                        false => continue,
+                    },
+                    None => continue,
                 },
             };
             if self.ask(host, job, query) {
@@ -323,189 +328,6 @@ impl Agent {
         if let Some(attempt) = self.attempts.get_mut(&job) {
             attempt.route.answered(answer);
             self.advance(host, job);
-        }
-    }
-
-    // Connections.
-
-    fn connect(&mut self, host: &mut Host, job: u64, candidate: Candidate) -> Result<(), ()> {
-        let Some(attempt) = self.attempts.get_mut(&job) else { return Ok(()) };
-        let token = host.token();
-        let client = Client::new(self.settings.protocol, self.settings.hostname.clone());
-        let deadline = host.now() + self.settings.delivery.connect_timeout;
-        let destination = attempt.destination.clone();
-        let registry = host.registry();
-        match Connection::open(candidate, destination, job, client, registry, token, deadline) {
-            Ok(connection) => {
-                self.counts.connections += 1;
-                self.connections.insert(token, connection);
-                self.wake_at(deadline);
-                Ok(())
-            }
-            Err((candidate, why)) => {
-                attempt.route.failed(&candidate, not_connected(&candidate, &why), false);
-                Err(())
-            }
-        }
-    }
-
-    fn take_idle(&mut self, destination: &Destination) -> Option<Token> {
-        let tokens = self.idle.get_mut(destination)?;
-        let token = tokens.pop();
-        if tokens.is_empty() {
-            self.idle.remove(destination);
-        }
-        token
-    }
-
-    fn reuse(&mut self, host: &mut Host, token: Token, job: u64) {
-        let Some(connection) = self.connections.get_mut(&token) else { return self.advance(host, job) };
-        self.counts.reused += 1;
-        connection.job = Some(job);
-        self.transact(host, token);
-        self.drive(host, token);
-    }
-
-    /// Begins the transaction of a connection's job.
-    fn transact(&mut self, host: &mut Host, token: Token) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
-        let Some(attempt) = connection.job.and_then(|job| self.attempts.get_mut(&job)) else { return };
-        connection.transactions += 1;
-        if connection.client.begin(attempt.transaction(host.now())).is_err() {
-            // It was idle, or said Ready: cannot be. The job goes another way.
-            let job = attempt.job;
-            attempt.disconnected();
-            connection.job = None;
-            self.close(host, token);
-            self.give_up(host, job, &local_fault("a connection took no transaction"));
-        }
-    }
-
-    /// Moves a connection on as far as it goes for now.
-    fn drive(&mut self, host: &mut Host, token: Token) {
-        let patience = self.patience();
-        let mut moved = 0;
-        loop {
-            let Some(connection) = self.connections.get_mut(&token) else { return };
-            match connection.finish_connecting(host.now(), &patience) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(why) => return self.not_reached(host, token, &why),
-            }
-            let attempt = connection.job.and_then(|job| self.attempts.get_mut(&job));
-            let turn = connection.turn(attempt.map(|attempt| &mut attempt.source), &mut moved);
-            let turn = turn.unwrap_or_else(|error| {
-                host.note(Level::Error, &format!("cannot read a message's content: {error}"));
-                let reply = Reply::new(451, EnhancedCode::new(4, 3, 0), "cannot read the message's content");
-                connection.client.abandon(reply);
-                Turn::Blocked
-            });
-            let busy = connection.client.has_event();
-            self.events(host, token);
-            let Some(connection) = self.connections.get_mut(&token) else { return };
-            if connection.client.is_closed() {
-                return self.close(host, token);
-            }
-            connection.renew_deadline(host.now(), &patience);
-            let deadline = connection.deadline;
-            self.wake_at(deadline);
-            match turn {
-                _ if busy && moved < crate::connection::TURN => {}
-                Turn::Blocked => return,
-                Turn::More => return self.again.push(token),
-            }
-        }
-    }
-
-    /// What came of a connection's input.
-    fn events(&mut self, host: &mut Host, token: Token) {
-        let now = host.now();
-        loop {
-            let Some(connection) = self.connections.get_mut(&token) else { return };
-            let Some(event) = connection.client.event() else { return };
-            let job = connection.job;
-            let attempt = job.and_then(|job| self.attempts.get_mut(&job));
-            match (event, attempt) {
-                (Event::Ready, Some(_)) => self.transact(host, token),
-                (Event::Ready, None) => self.quit(host, token),
-                (Event::Unusable { reply, remote }, attempt) => {
-                    connection.job = None;
-                    let Some(attempt) = attempt else { continue };
-                    attempt.disconnected();
-                    // A kept connection that has gone stale says nothing about the server.
-                    if connection.transactions <= 1 {
-                        attempt.route.failed(&connection.candidate, reply, remote);
-                    }
-                    let job = attempt.job;
-                    self.report(host, job);
-                    self.advance(host, job);
-                }
-                (Event::Recipient { index, outcome }, Some(attempt)) => {
-                    attempt.told(index, outcome, &connection.relay, now, &mut |event| host.emit(event));
-                }
-                (Event::Finished, _) => {
-                    connection.job = None;
-                    if let Some(job) = job {
-                        self.report(host, job);
-                    }
-                    self.keep(host, token);
-                }
-                (Event::Recipient { .. }, None) => {}
-            }
-        }
-    }
-
-    /// A connection has nothing to do: keep it for a while, or let it go.
-    fn keep(&mut self, host: &mut Host, token: Token) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
-        if !connection.client.is_idle() {
-            return;
-        }
-        let idle: usize = self.idle.values().map(Vec::len).sum();
-        let room = idle < self.settings.delivery.jobs as usize;
-        if connection.transactions >= TRANSACTIONS_MAX || self.stopping.is_some() || !room {
-            return self.quit(host, token);
-        }
-        self.idle.entry(connection.destination.clone()).or_default().push(token);
-    }
-
-    fn quit(&mut self, host: &mut Host, token: Token) {
-        self.forget_idle(token);
-        let Some(connection) = self.connections.get_mut(&token) else { return };
-        connection.client.quit();
-        if !connection.client.is_quitting() {
-            return self.close(host, token);
-        }
-        self.again.push(token);
-    }
-
-    /// A connection could not be made.
-    fn not_reached(&mut self, host: &mut Host, token: Token, why: &str) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
-        let (job, candidate) = (connection.job.take(), connection.candidate.clone());
-        self.close(host, token);
-        let Some(job) = job else { return };
-        if let Some(attempt) = self.attempts.get_mut(&job) {
-            attempt.disconnected();
-            attempt.route.failed(&candidate, not_connected(&candidate, why), false);
-            self.advance(host, job);
-        }
-    }
-
-    fn close(&mut self, host: &mut Host, token: Token) {
-        self.forget_idle(token);
-        if let Some(mut connection) = self.connections.remove(&token) {
-            connection.unwatch(host.registry());
-        }
-    }
-
-    fn forget_idle(&mut self, token: Token) {
-        let Some(connection) = self.connections.get(&token) else { return };
-        if let Some(tokens) = self.idle.get_mut(&connection.destination) {
-            tokens.retain(|idle| *idle != token);
-            if tokens.is_empty() {
-                self.idle.remove(&connection.destination);
-            }
         }
     }
 
@@ -583,10 +405,6 @@ impl Counts {
     }
 }
 
-fn not_connected(candidate: &Candidate, why: &str) -> Reply {
-    Reply::new(451, EnhancedCode::new(4, 4, 1), format!("connect to {}: {why}", candidate.describe()))
-}
-
 fn shutting_down() -> Refusal {
     deferred(Reply::new(451, EnhancedCode::new(4, 3, 2), "this system is going down"))
 }
@@ -597,4 +415,19 @@ fn local_fault(why: &str) -> Refusal {
 
 fn deferred(reply: Reply) -> Refusal {
     Refusal { permanent: false, reply, remote: false, destination_down: false, relay: None }
+}
+
+/// Puts a candidate that was not reached lately behind the others of its route.
+fn shun(
+    shunned: &HashMap<SocketAddr, Instant>,
+    attempt: &mut Attempt,
+    candidate: Candidate,
+    now: Instant,
+) -> Option<Candidate> {
+    match &candidate.endpoint {
+        Endpoint::Tcp(address) if shunned.get(address).is_some_and(|until| *until > now) => {
+            attempt.route.postpone(candidate).err()
+        }
+        _ => Some(candidate),
+    }
 }

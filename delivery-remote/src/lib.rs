@@ -29,7 +29,7 @@
 //!
 //! BUGS
 //!     No TLS yet. An exchanger that has our address under another name is not noticed as ourselves.
-//!     Addresses that did not answer are not remembered from job to job. A recipient deferred by one
+//!     An address that was not reached comes last for a minute, whatever its preference. A recipient deferred by one
 //!     exchanger is not tried at the next within the same attempt. Reading a message's descriptor may
 //!     wait for the disk.
 

@@ -73,6 +73,7 @@ pub struct Route {
     ask: Ask,
     hosts: VecDeque<Domain>,
     candidates: VecDeque<Candidate>,
+    postponed: VecDeque<Candidate>,
     tried: usize,
     /// What is said when nothing is left, and how much it weighs.
     reason: Option<(Weight, Refusal)>,
@@ -154,9 +155,25 @@ impl Route {
                 self.ask = Ask::Addresses(host.clone());
                 return Step::AskAddresses(host);
             }
+            if let Some(candidate) = self.postponed.pop_front() {
+                self.tried += 1;
+                return Step::Connect(candidate);
+            }
         }
         let reason = self.reason.clone().map(|(_, refusal)| refusal);
         Step::GiveUp(reason.unwrap_or_else(|| unroutable("no server to try")))
+    }
+
+    /// Puts a candidate that [`Route::step`] gave behind all others, because it is likely not to answer:
+    /// waiting for one dead server of two would make every message slow. Given back when there is
+    /// nothing else to try.
+    pub fn postpone(&mut self, candidate: Candidate) -> Result<(), Candidate> {
+        if self.candidates.is_empty() && self.hosts.is_empty() {
+            return Err(candidate);
+        }
+        self.tried -= 1;
+        self.postponed.push_back(candidate);
+        Ok(())
     }
 
     /// The resolver's answer to what was asked.
@@ -174,6 +191,11 @@ impl Route {
         let permanent = remote && matches!(reply.code, 521 | 556);
         let weight = if permanent { Weight::Permanent } else { Weight::Server };
         let relay = Some(candidate.relay());
+        // What is tried again must not be logged and bounced as if it were final.
+        let (reply, remote) = match reply.is_permanent() && !permanent {
+            true => (not_talking(&reply), false),
+            false => (reply, remote),
+        };
         self.because(weight, Refusal { permanent, reply, remote, destination_down: true, relay });
     }
 
@@ -185,6 +207,7 @@ impl Route {
             ask: Ask::Nothing,
             hosts: VecDeque::new(),
             candidates: VecDeque::new(),
+            postponed: VecDeque::new(),
             tried: 0,
             reason: None,
         }
@@ -299,6 +322,14 @@ fn alternating(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
             return mixed;
         }
     }
+}
+
+/// A refusal before any recipient was named, made one that passes: the subject stays.
+fn not_talking(reply: &Reply) -> Reply {
+    let subject = reply.enhanced.map(|code| code.to_string());
+    let enhanced = subject.and_then(|code| EnhancedCode::parse(&format!("4{}", code.get(1..)?)));
+    let text = format!("the server refused to talk to us: {reply}");
+    Reply::new(451, enhanced.unwrap_or(EnhancedCode::new(4, 3, 0)), text)
 }
 
 fn permanent(reply: Reply) -> Refusal {

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -163,6 +163,30 @@ fn smtp(address: SocketAddr) -> Destination {
     Destination::Smtp(Nexthop::Address(address))
 }
 
+#[test]
+fn an_address_that_did_not_answer_is_tried_last_for_a_while() {
+    let (address, _seen) = server(3, usual);
+    let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.idle_timeout = Duration::from_millis(1));
+    let host = |name| Destination::Smtp(Nexthop::Host { host: domain(name), port: address.port() });
+    let addresses =
+        || Ok(RecordData::Addresses(["127.0.0.2", "127.0.0.1"].map(|a| a.parse().unwrap()).to_vec()));
+    // Counted: every connection begun, that to nobody included.
+    for (number, name, flush, connections) in
+        [(1, "a.test", false, 2), (2, "b.test", false, 1), (3, "c.test", true, 2)]
+    {
+        let before = rig.counter("connections");
+        if flush {
+            rig.queue.send(&ToAgent::Flush).unwrap();
+        }
+        rig.send(job(number, host(name), &["a@b.test"]), None);
+        rig.answer(addresses());
+        assert!(matches!(rig.results(number)[..], [Outcome::Delivered(_)]));
+        assert_eq!(rig.counter("connections") - before, connections, "{name}");
+        // The server serves one connection after the other.
+        rig.until(|rig| (rig.counter("connections_now") == 0).then_some(()));
+    }
+}
+
 /// What a server saw.
 #[derive(Debug, PartialEq)]
 enum Seen {
@@ -242,9 +266,13 @@ fn server(connections: usize, script: Script) -> (SocketAddr, Receiver<Seen>) {
     (address, seen)
 }
 
-/// An address where nobody listens.
-fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// An address where nobody listens, and nobody else can while the descriptor is held.
+fn nobody() -> (SocketAddr, OwnedFd) {
+    use nix::sys::socket::*;
+    let held = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(held.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    let port = getsockname::<SockaddrIn>(held.as_raw_fd()).unwrap().port();
+    (SocketAddr::from(([127, 0, 0, 1], port)), held)
 }
 
 fn lines(seen: &Receiver<Seen>) -> Vec<String> {
@@ -310,7 +338,7 @@ fn a_kept_connection_that_went_stale_is_replaced() {
 #[test]
 fn unreachable_servers() {
     let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.reply_timeout = Duration::from_millis(200));
-    let address = nobody();
+    let (address, _held) = nobody();
     rig.send(job(1, smtp(address), &["a@b.test", "b@b.test"]), None);
     for outcome in rig.results(1) {
         let expected =
@@ -327,7 +355,9 @@ fn unreachable_servers() {
         server(1, |line| if line == "GREET" { Some("554 go away\r\n".into()) } else { usual(line) });
     rig.send(job(3, smtp(busy), &["a@b.test"]), None);
     let results = rig.results(3);
-    assert!(matches!(&results[0], Outcome::Deferred(report) if report.destination_down && report.remote));
+    let text = "451 4.0.0 the server refused to talk to us: 554 5.0.0 go away";
+    assert!(matches!(&results[0], Outcome::Deferred(report) if report.destination_down));
+    assert_eq!(results[0].report().reply.to_string(), text);
     rig.until(|rig| (rig.counter("connections_now") == 0).then_some(()));
     seen.iter().find(|seen| *seen == Seen::Gone).unwrap();
 }
@@ -511,13 +541,13 @@ fn stopping_finishes_what_is_under_way() {
 #[test]
 fn jobs_that_make_no_sense_are_answered() {
     let mut rig = Rig::new(Protocol::Lmtp, |_| {});
-    rig.send(job(1, smtp(nobody()), &["a@b.test"]), None);
+    rig.send(job(1, smtp(nobody().0), &["a@b.test"]), None);
     assert!(matches!(&rig.results(1)[..], [Outcome::Deferred(report)] if !report.destination_down));
     rig.send(job(2, Destination::Lmtp(LmtpServer::Unix("relative\0path".into())), &["a@b.test"]), None);
     assert!(matches!(rig.results(2)[..], [Outcome::Deferred(_)]));
     rig.send(job(3, Destination::Lmtp(LmtpServer::Unix("/x".repeat(200))), &["a@b.test"]), None);
     assert!(matches!(rig.results(3)[..], [Outcome::Deferred(_)]));
-    rig.send(job(4, smtp(nobody()), &[]), None);
+    rig.send(job(4, smtp(nobody().0), &[]), None);
     assert!(rig.results(4).is_empty());
 }
 

@@ -130,6 +130,41 @@ fn hosts_that_never_take_mail() {
 }
 
 #[test]
+fn refusals_to_talk_pass() {
+    let mut route = Route::smtp(&Nexthop::Address("192.0.2.1:25".parse().unwrap()), &domain("us.test"), 0);
+    let Step::Connect(candidate) = route.step() else { panic!() };
+    route.failed(&candidate, Reply::new(554, EnhancedCode::new(5, 7, 1), "go"), true);
+    let Step::GiveUp(refusal) = route.step() else { panic!() };
+    assert!(!refusal.permanent);
+    assert_eq!(refusal.reply.to_string(), "451 4.7.1 the server refused to talk to us: 554 5.7.1 go");
+}
+
+#[test]
+fn postponed_candidates_come_last_and_once() {
+    let mut route = by_mx(1);
+    let mut tried = Vec::new();
+    loop {
+        match route.step() {
+            Step::AskMx(_) => route.answered(mx(&[(1, "a.test"), (2, "b.test")])),
+            Step::AskAddresses(_) => route.answered(addresses(&["192.0.2.1", "192.0.2.2"])),
+            Step::Connect(candidate) => {
+                let dead = candidate.relay().contains("192.0.2.1");
+                match if dead { route.postpone(candidate) } else { Err(candidate) } {
+                    Ok(()) => {}
+                    Err(candidate) => {
+                        tried.push(candidate.relay());
+                        route.failed(&candidate, Reply::new(451, None, "no"), false);
+                    }
+                }
+            }
+            Step::GiveUp(_) => break,
+        }
+    }
+    let order = ["a.test[192.0.2.2]", "b.test[192.0.2.2]", "a.test[192.0.2.1]", "b.test[192.0.2.1]"];
+    assert_eq!(tried, order.map(|relay| format!("{relay}:25")));
+}
+
+#[test]
 fn named_hosts_and_sockets() {
     let host = Nexthop::Host { host: domain("a.test"), port: 26 };
     let (tried, _) = follow(Route::smtp(&host, &domain("us.test"), 0), mx(&[]), |_| addresses(&["::1"]));

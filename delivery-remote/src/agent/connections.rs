@@ -1,0 +1,224 @@
+//! Connections: begun, driven, kept, closed.
+
+use std::time::{Duration, Instant};
+
+use mio::Token;
+use postern_daemon::Host;
+use postern_event::Level;
+use postern_ipc::queue_agent::Destination;
+use postern_smtp::client::{Client, Event};
+use postern_smtp::{EnhancedCode, Reply};
+
+use super::{Agent, local_fault};
+use crate::connection::{Connection, TURN, Turn};
+use crate::routing::{Candidate, Endpoint};
+
+/// Messages over one connection; then a new one, perhaps to another of the destination's servers.
+const TRANSACTIONS_MAX: u32 = 100;
+
+/// How long an address that was not reached comes last.
+const SHUNNED_FOR: Duration = Duration::from_secs(60);
+
+/// So many such addresses are remembered.
+const SHUNNED_MAX: usize = 10_000;
+
+impl Agent {
+    /// Begins to connect for a job; false when that failed at once.
+    pub(super) fn connect(&mut self, host: &mut Host, job: u64, candidate: Candidate) -> bool {
+        let Some(attempt) = self.attempts.get_mut(&job) else { return true };
+        let token = host.token();
+        let client = Client::new(self.settings.protocol, self.settings.hostname.clone());
+        let deadline = host.now() + self.settings.delivery.connect_timeout;
+        let destination = attempt.destination.clone();
+        let registry = host.registry();
+        match Connection::open(candidate, destination, job, client, registry, token, deadline) {
+            Ok(connection) => {
+                self.counts.connections += 1;
+                self.connections.insert(token, connection);
+                self.wake_at(deadline);
+                true
+            }
+            Err((candidate, why)) => {
+                attempt.route.failed(&candidate, not_connected(&candidate, &why), false);
+                self.not_answering(host.now(), &candidate);
+                false
+            }
+        }
+    }
+
+    pub(super) fn take_idle(&mut self, destination: &Destination) -> Option<Token> {
+        let tokens = self.idle.get_mut(destination)?;
+        let token = tokens.pop();
+        if tokens.is_empty() {
+            self.idle.remove(destination);
+        }
+        token
+    }
+
+    pub(super) fn reuse(&mut self, host: &mut Host, token: Token, job: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else { return self.advance(host, job) };
+        self.counts.reused += 1;
+        connection.job = Some(job);
+        self.transact(host, token);
+        self.drive(host, token);
+    }
+
+    /// Begins the transaction of a connection's job.
+    pub(super) fn transact(&mut self, host: &mut Host, token: Token) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(attempt) = connection.job.and_then(|job| self.attempts.get_mut(&job)) else { return };
+        connection.transactions += 1;
+        if connection.client.begin(attempt.transaction(host.now())).is_err() {
+            // It was idle, or said Ready: cannot be. The job goes another way.
+            let job = attempt.job;
+            attempt.disconnected();
+            connection.job = None;
+            self.close(host, token);
+            self.give_up(host, job, &local_fault("a connection took no transaction"));
+        }
+    }
+
+    /// Moves a connection on as far as it goes for now.
+    pub(super) fn drive(&mut self, host: &mut Host, token: Token) {
+        let patience = self.patience();
+        let mut moved = 0;
+        loop {
+            let Some(connection) = self.connections.get_mut(&token) else { return };
+            match connection.finish_connecting(host.now(), &patience) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(why) => return self.not_reached(host, token, &why),
+            }
+            let attempt = connection.job.and_then(|job| self.attempts.get_mut(&job));
+            let turn = connection.turn(attempt.map(|attempt| &mut attempt.source), &mut moved);
+            let turn = turn.unwrap_or_else(|error| {
+                host.note(Level::Error, &format!("cannot read a message's content: {error}"));
+                let reply = Reply::new(451, EnhancedCode::new(4, 3, 0), "cannot read the message's content");
+                connection.client.abandon(reply);
+                Turn::Blocked
+            });
+            let busy = connection.client.has_event();
+            self.events(host, token);
+            let Some(connection) = self.connections.get_mut(&token) else { return };
+            if connection.client.is_closed() {
+                return self.close(host, token);
+            }
+            connection.renew_deadline(host.now(), &patience);
+            let deadline = connection.deadline;
+            self.wake_at(deadline);
+            match turn {
+                _ if busy && moved < TURN => {}
+                Turn::Blocked => return,
+                Turn::More => return self.again.push(token),
+            }
+        }
+    }
+
+    /// What came of a connection's input.
+    pub(super) fn events(&mut self, host: &mut Host, token: Token) {
+        let now = host.now();
+        loop {
+            let Some(connection) = self.connections.get_mut(&token) else { return };
+            let Some(event) = connection.client.event() else { return };
+            let job = connection.job;
+            let attempt = job.and_then(|job| self.attempts.get_mut(&job));
+            match (event, attempt) {
+                (Event::Ready, Some(_)) => self.transact(host, token),
+                (Event::Ready, None) => self.quit(host, token),
+                (Event::Unusable { reply, remote }, attempt) => {
+                    connection.job = None;
+                    let Some(attempt) = attempt else { continue };
+                    attempt.disconnected();
+                    // A kept connection that has gone stale says nothing about the server.
+                    if connection.transactions <= 1 {
+                        attempt.route.failed(&connection.candidate, reply, remote);
+                    }
+                    let job = attempt.job;
+                    self.report(host, job);
+                    self.advance(host, job);
+                }
+                (Event::Recipient { index, outcome }, Some(attempt)) => {
+                    attempt.told(index, outcome, &connection.relay, now, &mut |event| host.emit(event));
+                }
+                (Event::Finished, _) => {
+                    connection.job = None;
+                    if let Some(job) = job {
+                        self.report(host, job);
+                    }
+                    self.keep(host, token);
+                }
+                (Event::Recipient { .. }, None) => {}
+            }
+        }
+    }
+
+    /// A connection has nothing to do: keep it for a while, or let it go.
+    pub(super) fn keep(&mut self, host: &mut Host, token: Token) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        if !connection.client.is_idle() {
+            return;
+        }
+        let idle: usize = self.idle.values().map(Vec::len).sum();
+        let room = idle < self.settings.delivery.jobs as usize;
+        if connection.transactions >= TRANSACTIONS_MAX || self.stopping.is_some() || !room {
+            return self.quit(host, token);
+        }
+        self.idle.entry(connection.destination.clone()).or_default().push(token);
+    }
+
+    pub(super) fn quit(&mut self, host: &mut Host, token: Token) {
+        self.forget_idle(token);
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.client.quit();
+        if !connection.client.is_quitting() {
+            return self.close(host, token);
+        }
+        self.again.push(token);
+    }
+
+    /// A connection could not be made.
+    pub(super) fn not_reached(&mut self, host: &mut Host, token: Token, why: &str) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let (job, candidate) = (connection.job.take(), connection.candidate.clone());
+        self.close(host, token);
+        self.not_answering(host.now(), &candidate);
+        let Some(job) = job else { return };
+        if let Some(attempt) = self.attempts.get_mut(&job) {
+            attempt.disconnected();
+            attempt.route.failed(&candidate, not_connected(&candidate, why), false);
+            self.advance(host, job);
+        }
+    }
+
+    /// Remembers an address that was not reached.
+    pub(super) fn not_answering(&mut self, now: Instant, candidate: &Candidate) {
+        let Endpoint::Tcp(address) = candidate.endpoint else { return };
+        if self.shunned.len() >= SHUNNED_MAX {
+            self.shunned.retain(|_, until| *until > now);
+        }
+        if self.shunned.len() < SHUNNED_MAX {
+            self.shunned.insert(address, now + SHUNNED_FOR);
+        }
+    }
+
+    pub(super) fn close(&mut self, host: &mut Host, token: Token) {
+        self.forget_idle(token);
+        if let Some(mut connection) = self.connections.remove(&token) {
+            connection.unwatch(host.registry());
+        }
+    }
+
+    pub(super) fn forget_idle(&mut self, token: Token) {
+        let Some(connection) = self.connections.get(&token) else { return };
+        if let Some(tokens) = self.idle.get_mut(&connection.destination) {
+            tokens.retain(|idle| *idle != token);
+            if tokens.is_empty() {
+                self.idle.remove(&connection.destination);
+            }
+        }
+    }
+}
+
+fn not_connected(candidate: &Candidate, why: &str) -> Reply {
+    Reply::new(451, EnhancedCode::new(4, 4, 1), format!("connect to {}: {why}", candidate.describe()))
+}
