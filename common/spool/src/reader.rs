@@ -239,7 +239,7 @@ fn open_regular(directory: BorrowedFd<'_>, name: &str) -> Result<(File, u64), Re
     };
     let file = match fd {
         Ok(fd) => File::from(fd),
-        Err(Errno::ELOOP | Errno::EISDIR | Errno::ENXIO) => return Err(not_regular()),
+        Err(Errno::ELOOP | Errno::EISDIR | Errno::ENXIO | Errno::ENODEV) => return Err(not_regular()),
         Err(error) => return Err(io::Error::from(error).into()),
     };
     let metadata = file.metadata()?;

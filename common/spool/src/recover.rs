@@ -97,7 +97,7 @@ pub fn list(directory: BorrowedFd<'_>) -> io::Result<Listing> {
     Ok(listing)
 }
 
-/// Reads all of a file and says what it is. NotFound and the like are errors.
+/// Reads all of a file but its log and says what it is. NotFound and the like are errors.
 pub fn classify(directory: BorrowedFd<'_>, name: &str) -> io::Result<Found> {
     classified(directory, name).map(|(found, _)| found)
 }
@@ -215,7 +215,8 @@ fn rescue_one(
     Ok(())
 }
 
-/// With the file, when it is whole.
+/// With the file, when it is whole. What is behind the foot is not looked at: in `tmp/` and `drop/` nothing
+/// of ours is there yet.
 fn classified(directory: BorrowedFd<'_>, name: &str) -> io::Result<(Found, Option<SpoolFile>)> {
     let found = SpoolFile::open(directory, name)
         .and_then(|file| (0..file.messages().len()).try_for_each(|n| file.check_body(n)).map(|()| file));

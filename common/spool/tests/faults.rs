@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use common::*;
 use nix::errno::Errno;
 use postern_spool::*;
+use proptest::prelude::*;
 
 /// Fails the first operation for which `which` holds, and counts syncs of files.
 fn failing(which: fn(&Operation<'_>) -> bool, errno: Errno) -> (Probe, Arc<AtomicUsize>) {
@@ -175,6 +177,53 @@ fn the_queue_manager_may_move_the_file_first() {
     drop(writer);
     assert_eq!(*moved.lock().unwrap(), 3);
     assert_eq!(desk.messages("new").len(), 3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Whatever fails, and however often: one completion each, and what it says is what is there.
+    #[test]
+    fn any_operations_may_fail(faults in proptest::collection::btree_set(0usize..120, 0..25), pause in 0u64..30) {
+        let desk = Desk::in_memory();
+        let count = AtomicUsize::new(0);
+        let probe: Probe = Arc::new(move |operation| {
+            // An unlink that fails leaves what the next recovery would take for accepted.
+            if matches!(operation, Operation::Unlink(..)) {
+                return Ok(());
+            }
+            match faults.contains(&count.fetch_add(1, Ordering::SeqCst)) {
+                true => Err(Errno::EIO.into()),
+                false => Ok(()),
+            }
+        });
+        let mut writer = desk.probed(probe);
+        let mut done = Vec::new();
+        for n in 0..30u64 {
+            let sent = message(n, &vec![n as u8; n as usize * 50]);
+            if n % 3 == 0 {
+                writer.open_stream(n, sent.id);
+                writer.append(n, sent.body);
+                writer.finish_stream(n, sent.envelope, sent.prepend);
+            } else {
+                writer.submit(n, sent);
+            }
+            if n == pause {
+                done.extend(desk.wait(&mut writer, 1));
+            }
+        }
+        let left = 30 - done.len();
+        done.extend(desk.wait(&mut writer, left));
+        drop(writer);
+        let found: HashMap<_, _> = desk.messages("new").into_iter().chain(desk.messages("tmp")).collect();
+        let accepted: HashSet<_> = done.iter().filter(|d| d.result.is_ok()).map(|d| d.id).collect();
+        prop_assert_eq!(done.iter().map(|d| d.token).collect::<HashSet<_>>().len(), 30);
+        prop_assert_eq!(&accepted, &found.keys().copied().collect::<HashSet<_>>());
+        for n in 0..30 {
+            let sent = message(n, &vec![n as u8; n as usize * 50]);
+            prop_assert!(found.get(&sent.id).is_none_or(|found| *found == sent));
+        }
+    }
 }
 
 /// A real file system that is full: a tmpfs of 256 KiB, which only root can mount.
