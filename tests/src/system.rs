@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
+use postern_spool::SpoolFile;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -39,6 +41,7 @@ pub struct Builder {
     rest: String,
     unprivileged: bool,
     small_spool: Option<String>,
+    certified: bool,
 }
 
 /// A running system. Dropped, it is stopped by SIGTERM, and that it stops cleanly is part of every test.
@@ -95,6 +98,13 @@ impl Builder {
         self.set("dns", "servers", &format!("[\"{server}\"]"))
     }
 
+    /// A certificate for `mx.test`, made by openssl in the system's directory: `chain.pem` and `key.pem`.
+    pub fn certificate(self) -> Self {
+        let mut with = self.set("tls", "certificate", "\"{directory}/chain.pem\"");
+        with.certified = true;
+        with.set("tls", "key", "\"{directory}/key.pem\"")
+    }
+
     /// A key of a section, its value as TOML: `.set("smtp", "message-size", "\"1 MiB\"")`.
     pub fn set(mut self, section: &str, key: &str, value: &str) -> Self {
         self.settings.insert((section.into(), key.into()), value.into());
@@ -147,6 +157,9 @@ impl Builder {
         let mail = d.join("mail");
         std::fs::create_dir(&mail).unwrap();
         std::fs::write(d.join("postern.toml"), self.text(d)).unwrap();
+        if self.certified {
+            make_certificate(d);
+        }
         let unprivileged = self.unprivileged && nix::unistd::geteuid().is_root();
         if unprivileged {
             let (uid, gid) = nobody();
@@ -217,6 +230,7 @@ impl System {
             rest: String::new(),
             unprivileged: false,
             small_spool: None,
+            certified: false,
         }
     }
 
@@ -370,6 +384,13 @@ impl System {
         names
     }
 
+    /// The spool files in a directory of the spool, opened.
+    pub fn spool_files(&self, directory: &str) -> Vec<SpoolFile> {
+        let opened = File::open(self.spool_path().join(directory)).unwrap();
+        let names = self.spool(directory);
+        names.iter().map(|name| SpoolFile::open(opened.as_fd(), name).unwrap()).collect()
+    }
+
     /// The spool's path.
     pub fn spool_path(&self) -> PathBuf {
         self.directory.path().join("spool")
@@ -438,6 +459,28 @@ impl Drop for System {
             self.stop();
         }
     }
+}
+
+/// As for a real host, but that everybody may read the key: what keeps it from the programs is then their
+/// confinement alone.
+fn make_certificate(directory: &Path) {
+    let mut openssl = Command::new("openssl");
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "9",
+    ]);
+    openssl.args(["-subj", "/CN=mx.test", "-addext", "subjectAltName=DNS:mx.test"]);
+    openssl.args(["-keyout", "key.pem", "-out", "chain.pem"]).current_dir(directory);
+    let made = openssl.output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    std::fs::set_permissions(directory.join("key.pem"), PermissionsExt::from_mode(0o644)).unwrap();
 }
 
 /// The path of a program of ours: from the directory in `POSTERN_BIN`, or beside this test. In the second

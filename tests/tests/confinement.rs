@@ -4,8 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
 use nix::errno::Errno;
 use postern_ipc::ask;
@@ -38,64 +36,29 @@ fn denied(program: &str, attempt: &Attempt, outcome: Outcome) {
     assert!(forbidden, "{program}: {attempt:?}: {outcome:?}");
 }
 
-/// A system with secrets: a TLS key for keys, password hashes for auth.
-fn with_secrets(builder: Builder) -> (System, tempfile::TempDir) {
-    let secrets = tempfile::Builder::new().prefix("postern-secrets-").tempdir().unwrap();
-    let s = secrets.path();
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "9",
-        ])
-        .args(["-subj", "/CN=mx.test", "-addext", "subjectAltName=DNS:mx.test"])
-        .args(
-            [s.join("key.pem"), s.join("chain.pem")]
-                .iter()
-                .zip(["-keyout", "-out"])
-                .flat_map(|(path, option)| [option.into(), path.clone().into_os_string()]),
-        )
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    std::fs::write(s.join("users"), "u@v.test:$6$saltsalt$none\n").unwrap();
-    // The file system would let every program read them when all run as one user.
-    let all: &[&str] = &["key.pem", "chain.pem", "users"];
-    std::fs::set_permissions(s, PermissionsExt::from_mode(0o755)).unwrap();
-    for name in all {
-        std::fs::set_permissions(s.join(name), PermissionsExt::from_mode(0o644)).unwrap();
-    }
-    let system = builder
-        .set("tls", "certificate", &format!("\"{}/chain.pem\"", s.display()))
-        .set("tls", "key", &format!("\"{}/key.pem\"", s.display()))
-        .set("auth", "users", &format!("\"{}/users\"", s.display()))
-        .start();
-    (system, secrets)
+/// A system with secrets: a TLS key for keys, password hashes for auth. Everybody may read them, as far as
+/// the file system knows: it would let every program read them when all run as one user.
+fn with_secrets(builder: Builder) -> System {
+    let mut system = builder.certificate().set("auth", "users", "\"{directory}/users\"").prepare();
+    std::fs::write(system.directory().join("users"), "u@v.test:$6$saltsalt$none\n").unwrap();
+    system.start_again();
+    system
 }
 
-fn each_kind_of_system(test: impl Fn(&System, &std::path::Path)) {
+fn each_kind_of_system(test: impl Fn(&System)) {
     if !have(&["openssl"]) {
         return;
     }
-    let (system, secrets) = with_secrets(System::builder());
-    test(&system, secrets.path());
-    drop(system);
+    test(&with_secrets(System::builder()));
     if nix::unistd::geteuid().is_root() {
-        let (system, secrets) = with_secrets(System::builder().unprivileged());
-        test(&system, secrets.path());
+        test(&with_secrets(System::builder().unprivileged()));
     }
 }
 
 #[test]
 fn no_program_reads_what_is_not_its_own() {
-    each_kind_of_system(|system, secrets| {
-        let path = |name: &str| secrets.join(name).display().to_string();
+    each_kind_of_system(|system| {
+        let path = |name: &str| system.directory().join(name).display().to_string();
         let attempts = vec![
             Attempt::Read("/etc/shadow".into()),
             Attempt::Read(path("key.pem")),
@@ -118,7 +81,7 @@ fn no_program_reads_what_is_not_its_own() {
 
 #[test]
 fn no_program_writes_where_it_has_no_business() {
-    each_kind_of_system(|system, _| {
+    each_kind_of_system(|system| {
         let below = |path: &str| Attempt::Create(system.directory().join(path).display().to_string());
         let attempts = vec![
             below("planted"),
@@ -149,7 +112,7 @@ fn no_program_writes_where_it_has_no_business() {
 fn only_those_who_speak_to_the_network_reach_it() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    each_kind_of_system(|system, _| {
+    each_kind_of_system(|system| {
         let attempts = vec![Attempt::Connect(address), Attempt::InternetSocket];
         let mut reached = BTreeMap::new();
         probe(system, attempts, |program, attempt, outcome| match program {
@@ -164,7 +127,7 @@ fn only_those_who_speak_to_the_network_reach_it() {
 
 #[test]
 fn no_program_executes_traces_or_becomes_another() {
-    each_kind_of_system(|system, _| {
+    each_kind_of_system(|system| {
         let rooted = nix::unistd::geteuid().is_root() && system.pids().len() > 1 && runs_as_root(system);
         let attempts = vec![
             Attempt::Execute("/bin/true".into()),
