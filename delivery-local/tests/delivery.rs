@@ -1,6 +1,8 @@
 //! The real program, started as master starts it, with the test in the place of master and queue-manager.
 //! As root it is tried under root, with real users to become, and as an ordinary user.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
+
 use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};

@@ -61,6 +61,9 @@ fn add_all(
     }
     for (handle, directory) in &confinement.directories {
         rules = match (handle, profile.spool) {
+            (Handle::SpoolDirectory(name), Spool::Write) if name == "new" => {
+                rules.beneath(directory, accepting())?
+            }
             (Handle::SpoolDirectory(_), Spool::Write) => rules.beneath(directory, writing())?,
             (Handle::SpoolDirectory(_), Spool::Manage) => rules.beneath(directory, working())?,
             (Handle::MailboxBase, _) => rules.beneath(directory, working())?,
@@ -79,16 +82,16 @@ fn reading() -> BitFlags<AccessFs> {
 }
 
 fn writing() -> BitFlags<AccessFs> {
-    AccessFs::WriteFile
-        | AccessFs::Truncate
-        | AccessFs::MakeReg
-        | AccessFs::RemoveFile
-        | AccessFs::Refer
-        | AccessFs::ReadDir
+    AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Refer
+}
+
+/// Files may be moved in, and nothing else: what lies there is not to be replaced or removed.
+fn accepting() -> BitFlags<AccessFs> {
+    AccessFs::MakeReg | AccessFs::Refer
 }
 
 fn working() -> BitFlags<AccessFs> {
-    writing() | AccessFs::ReadFile | AccessFs::MakeDir | AccessFs::RemoveDir
+    writing() | reading() | AccessFs::MakeDir | AccessFs::RemoveDir
 }
 
 fn worker_rights(grant: Grant) -> BitFlags<AccessFs> {

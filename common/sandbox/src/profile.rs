@@ -8,7 +8,7 @@ use postern_ipc::Role;
 pub struct Profile {
     /// Capabilities kept when master was started by root. Everybody else keeps none.
     pub capabilities: &'static [Capability],
-    /// Holds a descriptor for each client or server: its limit is raised as far as it goes.
+    /// Holds a descriptor for each client, server or job: its limit is raised as far as it goes.
     pub many_descriptors: bool,
     /// Paths it may read, with everything beneath them; those that do not exist are left out.
     pub read: &'static [&'static str],
@@ -25,7 +25,8 @@ pub struct Profile {
 pub enum Spool {
     /// It has none.
     None,
-    /// Create and write new files, move and remove them; not read: another message is none of its business.
+    /// Create, write and remove files in `tmp`, and move them to `new`, where it can neither replace nor
+    /// remove one. Not read or list: another message is none of its business.
     Write,
     /// Everything a queue does.
     Manage,
@@ -88,6 +89,7 @@ pub fn of(role: Role) -> Option<Profile> {
             ..NOTHING
         },
         Role::QueueManager => Profile {
+            many_descriptors: true,
             spool: Spool::Manage,
             calls: &[Calls::WriteFiles, Calls::Watch, Calls::MemoryFiles],
             ..NOTHING
@@ -100,6 +102,7 @@ pub fn of(role: Role) -> Option<Profile> {
         // given that group.)
         Role::DeliveryLocal => Profile {
             capabilities: &[Capability::CAP_SETUID, Capability::CAP_SETGID],
+            many_descriptors: true,
             read: ACCOUNTS,
             calls: &[Calls::WriteFiles, Calls::LoadLibraries, Calls::Workers],
             ..NOTHING

@@ -17,7 +17,7 @@ pub(crate) fn restrict(profile: &Profile) -> Result<(), SandboxError> {
     let has = |calls| profile.calls.contains(&calls);
     let mut list = AllowList::default();
     list.calls(EVERYBODY);
-    list.calls_of_old_machines(EVERYBODY_OLD);
+    list.calls(EVERYBODY_OLD);
     list.limited_everybody();
     list.memory(has(Calls::LoadLibraries));
     list.opening(has(Calls::WriteFiles));
@@ -26,14 +26,15 @@ pub(crate) fn restrict(profile: &Profile) -> Result<(), SandboxError> {
     let groups = [
         (Calls::Accept, ACCEPT),
         (Calls::WriteFiles, WRITE_FILES),
+        (Calls::WriteFiles, WRITE_FILES_OLD),
         (Calls::Watch, WATCH),
         (Calls::MemoryFiles, MEMORY_FILES),
         (Calls::Workers, WORKERS),
+        (Calls::Workers, WORKERS_OLD),
     ];
     groups.iter().filter(|(group, _)| has(*group)).for_each(|(_, calls)| list.calls(calls));
     if has(Calls::Workers) {
         list.becoming_users();
-        list.calls_of_old_machines(WORKERS_OLD);
     }
     install_clone3_fallback()?;
     list.install()
@@ -43,11 +44,12 @@ pub(crate) fn restrict(profile: &Profile) -> Result<(), SandboxError> {
 pub(crate) fn restrict_worker() -> Result<(), SandboxError> {
     let mut list = AllowList::default();
     list.calls(EVERYBODY);
-    list.calls_of_old_machines(EVERYBODY_OLD);
+    list.calls(EVERYBODY_OLD);
     list.limited_everybody();
     list.memory(false);
     list.opening(true);
     list.calls(WRITE_FILES);
+    list.calls(WRITE_FILES_OLD);
     list.install()
 }
 
@@ -109,6 +111,12 @@ const WRITE_FILES: &[libc::c_long] = &[
     libc::SYS_umask,
 ];
 
+#[cfg(target_arch = "x86_64")]
+const WRITE_FILES_OLD: &[libc::c_long] =
+    &[libc::SYS_rename, libc::SYS_unlink, libc::SYS_link, libc::SYS_mkdir, libc::SYS_rmdir];
+#[cfg(not(target_arch = "x86_64"))]
+const WRITE_FILES_OLD: &[libc::c_long] = &[];
+
 const WATCH: &[libc::c_long] =
     &[libc::SYS_inotify_init1, libc::SYS_inotify_add_watch, libc::SYS_inotify_rm_watch];
 
@@ -152,10 +160,6 @@ impl AllowList {
         for &call in calls {
             self.0.insert(call, Vec::new());
         }
-    }
-
-    fn calls_of_old_machines(&mut self, calls: &[libc::c_long]) {
-        self.calls(calls);
     }
 
     /// Allows a call when every condition holds; several of these for one call are alternatives.

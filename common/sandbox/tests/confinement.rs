@@ -23,7 +23,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User, chown, setgroups, setresgid, setresuid};
 use postern_ipc::Role;
 use postern_ipc::supervise::{Attempt, Handle, Identity};
-use postern_sandbox::{Confinement, attempt, enter};
+use postern_sandbox::{Confinement, Grant, attempt, become_user, confine_worker, enter};
 
 const NOBODY: u32 = 65_534;
 const SPOOL: [&str; 5] = ["tmp", "new", "cur", "drop", "corrupt"];
@@ -226,9 +226,11 @@ impl Child {
             if caught.is_err() { Ok(()) } else { Err("no panic") }
         });
         self.works("time and chance", |_| {
-            std::collections::HashMap::from([(std::time::SystemTime::now(), std::time::Instant::now())]);
+            let now = (std::time::SystemTime::now(), std::time::Instant::now());
             std::thread::sleep(Duration::from_nanos(1));
-            Ok::<_, String>(())
+            // Its hasher takes random numbers.
+            let map = std::collections::HashMap::from([(now, ())]);
+            if now.1.elapsed() > Duration::ZERO && map.len() == 1 { Ok(()) } else { Err("stands still") }
         });
         self.works("epoll", |_| {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -245,10 +247,11 @@ impl Child {
         match self.role {
             Role::Smtpd => self.smtpd(listener),
             Role::QueueManager => self.queue_manager(),
-            Role::Lookup | Role::DeliveryLocal => self.works("accounts", |_| match User::from_name("root") {
-                Ok(Some(_)) => Ok(()),
-                other => Err(format!("{other:?}")),
-            }),
+            Role::Lookup => self.accounts(),
+            Role::DeliveryLocal => {
+                self.accounts();
+                self.worker();
+            }
             Role::DeliveryRemote => self.works("connect", |c| TcpStream::connect(c.tcp)),
             Role::Lmtp => {
                 self.works("connect", |c| TcpStream::connect(c.tcp));
@@ -267,6 +270,32 @@ impl Child {
         if let Err(error) = does(self) {
             self.complaints.push(format!("BROKEN: {what}: {error}"));
         }
+    }
+
+    fn accounts(&mut self) {
+        self.works("accounts", |_| match User::from_name("root") {
+            Ok(Some(_)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+
+    /// The two further steps, in a fork as delivery-local makes it.
+    fn worker(&mut self) {
+        let tasks = openat(nix::fcntl::AT_FDCWD, "/proc/self/task", OFlag::O_PATH, Mode::empty()).unwrap();
+        let (directory, rooted) = (self.directory.join("mail"), self.mode == "rooted");
+        self.works("a worker", |_| -> Result<(), String> {
+            let pid = postern_sys::fork_worker(tasks.as_fd(), vec![], |_| match worker(&directory, rooted) {
+                Ok(()) => 0,
+                Err(error) => {
+                    println!("  in the worker: {error}");
+                    3
+                }
+            });
+            match nix::sys::wait::waitpid(pid.map_err(|e| e.to_string())?, None) {
+                Ok(nix::sys::wait::WaitStatus::Exited(_, 0)) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
     }
 
     fn spool(&self, name: &str) -> &OwnedFd {
@@ -288,8 +317,19 @@ impl Child {
             if openat(c.spool("new"), "message", OFlag::O_RDONLY, Mode::empty()).is_ok() {
                 return Err(std::io::Error::other("HOLE: can read it back"));
             }
+            let remove = nix::unistd::UnlinkatFlags::NoRemoveDir;
+            if nix::unistd::unlinkat(c.spool("new"), "queued", remove).is_ok()
+                || openat(c.spool("new"), "made", flags, Mode::empty()).is_ok()
+                || nix::dir::Dir::openat(c.spool("new"), ".", OFlag::O_RDONLY, Mode::empty()).is_ok()
+            {
+                return Err(std::io::Error::other("HOLE: may do more than move into new/"));
+            }
+            openat(c.spool("tmp"), "replacing", flags, Mode::from_bits_truncate(0o660))?;
+            if renameat(c.spool("tmp"), "replacing", c.spool("new"), "queued").is_ok() {
+                return Err(std::io::Error::other("HOLE: may replace a message"));
+            }
             openat(c.spool("tmp"), "aborted", flags, Mode::from_bits_truncate(0o660))?;
-            nix::unistd::unlinkat(c.spool("tmp"), "aborted", nix::unistd::UnlinkatFlags::NoRemoveDir)?;
+            nix::unistd::unlinkat(c.spool("tmp"), "aborted", remove)?;
             Ok(())
         });
         self.works("accept", |_| -> std::io::Result<()> {
@@ -321,4 +361,44 @@ impl Child {
             Ok(())
         });
     }
+}
+
+fn worker(mail: &Path, rooted: bool) -> Result<(), String> {
+    if rooted {
+        let root = Identity { uid: 0, gid: 0, groups: vec![] };
+        become_user(&root).err().ok_or("HOLE: becomes root")?;
+        become_user(&Identity { uid: NOBODY, gid: NOBODY, groups: vec![] }).map_err(|e| e.to_string())?;
+    }
+    let tree = mail.join("tree");
+    fs::create_dir(&tree).map_err(|e| format!("make a Maildir: {e}"))?;
+    fs::write(mail.join("other"), "x").map_err(|e| format!("make a file: {e}"))?;
+    let opened = |path: &Path| File::open(path).map_err(|e| e.to_string());
+    let (tree_fd, mail_fd) = (opened(&tree)?, opened(mail)?);
+    confine_worker(&[(tree_fd.as_fd(), Grant::Tree), (mail_fd.as_fd(), Grant::DotLocks)])
+        .map_err(|e| e.to_string())?;
+    let path = |sub: &str| mail.join(sub).display().to_string();
+    for tried in [
+        Attempt::Read(path("other")),
+        Attempt::Read("/etc/passwd".into()),
+        Attempt::Create(path("made")),
+        Attempt::Execute("/bin/true".into()),
+        Attempt::BecomeRoot,
+        Attempt::InternetSocket,
+        Attempt::Trace(nix::unistd::getppid().as_raw()),
+    ] {
+        if !matches!(attempt(&tried), Err(libc::EPERM | libc::EACCES)) {
+            return Err(format!("HOLE: {tried:?}"));
+        }
+    }
+    let other = Uid::from_raw(1);
+    if setresuid(other, other, other).is_ok() || std::os::unix::net::UnixStream::pair().is_ok() {
+        return Err("HOLE: becomes another user, or makes sockets".into());
+    }
+    nix::sys::stat::mknodat(&mail_fd, "lock", nix::sys::stat::SFlag::S_IFREG, Mode::S_IRUSR, 0)
+        .and_then(|()| nix::unistd::unlinkat(&mail_fd, "lock", nix::unistd::UnlinkatFlags::NoRemoveDir))
+        .map_err(|e| format!("dot-lock: {e}"))?;
+    fs::create_dir(tree.join("tmp")).map_err(|e| e.to_string())?;
+    fs::create_dir(tree.join("new")).map_err(|e| e.to_string())?;
+    fs::write(tree.join("tmp/m"), "m").map_err(|e| e.to_string())?;
+    fs::rename(tree.join("tmp/m"), tree.join("new/m")).map_err(|e| format!("move: {e}"))
 }
