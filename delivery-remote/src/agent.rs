@@ -237,6 +237,9 @@ impl Agent {
         if self.stopping.is_some() {
             return self.give_up(host, number, &shutting_down());
         }
+        if self.attempts.get(&number).is_some_and(Attempt::is_done) {
+            return self.report(host, number);
+        }
         match self.take_idle(&destination) {
             Some(token) => self.reuse(host, token, number),
             None => self.advance(host, number),

@@ -57,6 +57,15 @@ enum Stream {
     Unix(UnixStream),
 }
 
+/// Why a connection could not even be begun, in the kernel's words.
+#[derive(Debug)]
+pub(crate) enum NotOpened {
+    /// The server, or the way to it.
+    Refused(Candidate, String),
+    /// We have no descriptor or memory for it: the server is not at fault.
+    Ours(String),
+}
+
 /// How far one turn came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -67,7 +76,7 @@ pub(crate) enum Turn {
 }
 
 impl Connection {
-    /// Begins to connect. The words for why not are the kernel's.
+    /// Begins to connect.
     pub(crate) fn open(
         candidate: Candidate,
         destination: Destination,
@@ -76,7 +85,7 @@ impl Connection {
         registry: &Registry,
         token: Token,
         deadline: Instant,
-    ) -> Result<Self, (Candidate, String)> {
+    ) -> Result<Self, NotOpened> {
         let stream = match &candidate.endpoint {
             Endpoint::Tcp(address) => TcpStream::connect(*address).map(Stream::Tcp),
             Endpoint::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
@@ -91,7 +100,8 @@ impl Connection {
         });
         let stream = match registered {
             Ok(stream) => stream,
-            Err(error) => return Err((candidate, words(&error))),
+            Err(error) if is_ours(&error) => return Err(NotOpened::Ours(words(&error))),
+            Err(error) => return Err(NotOpened::Refused(candidate, words(&error))),
         };
         let relay = candidate.relay();
         let seen = (client.progress(), client.waiting());
@@ -255,6 +265,11 @@ impl Connection {
             }
         }
     }
+}
+
+fn is_ours(error: &io::Error) -> bool {
+    let number = error.raw_os_error().map(Errno::from_raw);
+    matches!(number, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
 }
 
 /// `Connection refused`, without std's `(os error 111)`.

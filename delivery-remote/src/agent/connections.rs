@@ -10,7 +10,7 @@ use postern_smtp::client::{Client, Event};
 use postern_smtp::{EnhancedCode, Reply};
 
 use super::{Agent, local_fault};
-use crate::connection::{Connection, TURN, Turn};
+use crate::connection::{Connection, NotOpened, TURN, Turn};
 use crate::routing::{Candidate, Endpoint};
 
 /// Messages over one connection; then a new one, perhaps to another of the destination's servers.
@@ -23,7 +23,7 @@ const SHUNNED_FOR: Duration = Duration::from_secs(60);
 const SHUNNED_MAX: usize = 10_000;
 
 impl Agent {
-    /// Begins to connect for a job; false when that failed at once.
+    /// Begins to connect for a job; false when another server is to be tried.
     pub(super) fn connect(&mut self, host: &mut Host, job: u64, candidate: Candidate) -> bool {
         let Some(attempt) = self.attempts.get_mut(&job) else { return true };
         let token = host.token();
@@ -38,7 +38,12 @@ impl Agent {
                 self.wake_at(deadline);
                 true
             }
-            Err((candidate, why)) => {
+            Err(NotOpened::Ours(why)) => {
+                host.note(Level::Error, &format!("cannot make a connection: {why}"));
+                self.give_up(host, job, &local_fault(&why));
+                true
+            }
+            Err(NotOpened::Refused(candidate, why)) => {
                 attempt.route.failed(&candidate, not_connected(&candidate, &why), false);
                 self.not_answering(host.now(), &candidate);
                 false
@@ -69,12 +74,13 @@ impl Agent {
         let Some(attempt) = connection.job.and_then(|job| self.attempts.get_mut(&job)) else { return };
         connection.transactions += 1;
         if connection.client.begin(attempt.transaction(host.now())).is_err() {
-            // It was idle, or said Ready: cannot be. The job goes another way.
-            let job = attempt.job;
+            // It was idle or said Ready a moment ago. Nothing was sent: the job goes another way.
+            let reply = Reply::new(451, EnhancedCode::new(4, 4, 2), "lost connection before a transaction");
             attempt.disconnected();
-            connection.job = None;
+            attempt.route.failed(&connection.candidate, reply, false);
+            let job = connection.job.take();
             self.close(host, token);
-            self.give_up(host, job, &local_fault("a connection took no transaction"));
+            job.into_iter().for_each(|job| self.advance(host, job));
         }
     }
 

@@ -460,6 +460,12 @@ impl Client {
     /// The connection is over. Before content, another server may do; after it, the message may have been
     /// taken, and trying at once would make two of it.
     fn lose(&mut self, reply: Reply, remote: bool) {
+        // Ready, and over before anybody heard of it: never ready.
+        let unheard = self.events.iter().position(|event| *event == Event::Ready);
+        if let Some(at) = unheard {
+            self.events.remove(at);
+            self.state = State::Hello;
+        }
         match (self.state, self.phase()) {
             (State::Hello, _) | (State::Busy, Some(Phase::Envelope)) => {
                 self.open = None;
