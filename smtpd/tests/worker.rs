@@ -289,6 +289,49 @@ fn two_thousand_sessions_at_once() {
     assert!(most < 64 << 10, "{most} kB");
 }
 
+#[test]
+fn out_of_descriptors_clients_wait() {
+    let rig = rig::start_narrow(40);
+    let mut clients: Vec<_> = (0..80).map(|_| rig.connect()).collect();
+    // The last one hears from us when those before it have gone.
+    for mut client in clients.drain(..79) {
+        client.expect("220");
+        client.say("QUIT\r\n");
+        client.closed();
+    }
+    clients[0].expect("220");
+    let log = rig.log();
+    assert_eq!(log.matches("cannot accept").count(), 1, "{log}");
+}
+
+#[test]
+fn a_reload_is_for_new_sessions() {
+    let mut rig = plain();
+    let mut old = rig.greeted();
+    assert!(rig.reload(rig.address, SmtpLimits { message_size: 1000, ..limits() }));
+    let mut new = rig.connect();
+    new.expect("220");
+    assert!(new.say("EHLO c\r\n").contains(&"250-SIZE 1000".to_owned()));
+    assert!(old.say("EHLO c\r\n").contains(&"250-SIZE 52428800".to_owned()));
+    assert!(!rig.reload(([127, 0, 0, 1], 1).into(), limits()));
+}
+
+#[test]
+fn idle_sessions_are_cheap() {
+    let rig = start(Service::Smtp, SmtpLimits { sessions: 20_000, ..limits() });
+    drop(rig.greeted());
+    let before = rig.memory("VmRSS");
+    let mut clients: Vec<_> = (0..5_000).map(|_| rig.connect()).collect();
+    for client in &mut clients {
+        client.expect("220");
+        client.say("EHLO c\r\n");
+        client.say("NOOP\r\n");
+    }
+    let each = (rig.memory("VmRSS") - before) * 1024 / 5_000;
+    println!("{each} octets each");
+    assert!(each < 12 * 1024, "{each} octets each");
+}
+
 /// Not a test but a measurement: `cargo test --release -p postern-smtpd --test worker -- --ignored --nocapture`,
 /// with Postfix's smtp-source installed.
 #[test]

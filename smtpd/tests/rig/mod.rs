@@ -56,20 +56,29 @@ pub(crate) fn start(service: Service, limits: SmtpLimits) -> Rig {
 
 /// With more neighbours than lookup and verify.
 pub(crate) fn start_with(service: Service, limits: SmtpLimits, links: Vec<(Peer, OwnedFd)>) -> Rig {
+    start_command(Command::new(env!("CARGO_BIN_EXE_postern-smtpd")), service, limits, links)
+}
+
+/// With so many descriptors at most.
+pub(crate) fn start_narrow(descriptors: u32) -> Rig {
+    let mut command = Command::new("/bin/sh");
+    let script = format!("ulimit -n {descriptors}; exec \"$0\"");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_postern-smtpd")]);
+    start_command(command, Service::Smtp, limits(), Vec::new())
+}
+
+fn start_command(command: Command, service: Service, limits: SmtpLimits, links: Vec<(Peer, OwnedFd)>) -> Rig {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // std listens with 128 places, and a SYN that finds none is tried again after a second.
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(4096).unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let spool = tempfile::tempdir().unwrap();
     postern_spool::create_directories(spool.path()).unwrap();
     let log = tempfile::NamedTempFile::new().unwrap();
-    let config = SmtpdPart {
-        hostname: postern_address::Domain::parse("mx.test").unwrap(),
-        listen: vec![Listen { address, service }],
-        limits,
-        tls: service == Service::Submissions && !links.is_empty(),
-    };
-    let config = postern_sys::sealed_file("config", &encode_config(&config).unwrap()).unwrap();
+    let tls = service == Service::Submissions && !links.is_empty();
+    let config = part(address, service, limits, tls);
     let (ours, theirs) = blocking::pair().unwrap();
-    let child = postern_sys::spawn(Command::new(env!("CARGO_BIN_EXE_postern-smtpd")), theirs).unwrap();
+    let child = postern_sys::spawn(command, theirs).unwrap();
     let mut control = Link::<ToChild, FromChild>::new(ours);
     let silent = Arc::new(Mutex::new(Vec::new()));
     let directory = |name: &str| OwnedFd::from(std::fs::File::open(spool.path().join(name)).unwrap());
@@ -104,7 +113,28 @@ pub(crate) fn start_with(service: Service, limits: SmtpLimits, links: Vec<(Peer,
     }
 }
 
+/// The worker's part of the configuration, as it travels.
+fn part(address: SocketAddr, service: Service, limits: SmtpLimits, tls: bool) -> OwnedFd {
+    let hostname = postern_address::Domain::parse("mx.test").unwrap();
+    let config = SmtpdPart { hostname, listen: vec![Listen { address, service }], limits, tls };
+    postern_sys::sealed_file("config", &encode_config(&config).unwrap()).unwrap()
+}
+
 impl Rig {
+    /// A new configuration, whose listener is at `address`; whether the worker takes it.
+    pub(crate) fn reload(&mut self, address: SocketAddr, limits: SmtpLimits) -> bool {
+        let config = part(address, Service::Smtp, limits, false);
+        self.control.send_with(&ToChild::Prepare, vec![config]).unwrap();
+        let answer = blocking::receive(&mut self.control, Some(PATIENCE));
+        let Ok((FromChild::Prepared(outcome), _)) = answer else { panic!("{answer:?}") };
+        let verdict = if outcome.is_ok() { ToChild::Commit } else { ToChild::Abort };
+        self.control.send(&verdict).unwrap();
+        self.control.send(&ToChild::Ping).unwrap();
+        let answer = blocking::receive(&mut self.control, Some(PATIENCE));
+        assert!(matches!(answer, Ok((FromChild::Alive(_), _))), "{answer:?}");
+        outcome.is_ok()
+    }
+
     pub(crate) fn connect(&self) -> Client {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -228,7 +258,9 @@ impl<S: Read + Write> Client<S> {
     /// The server closes, and nothing comes before.
     pub(crate) fn closed(&mut self) {
         let mut rest = Vec::new();
-        let _ = self.reader.read_to_end(&mut rest);
+        let outcome = self.reader.read_to_end(&mut rest);
+        // A reset is an end too; silence is not.
+        assert_ne!(outcome.map_err(|e| e.kind()), Err(std::io::ErrorKind::WouldBlock));
         assert_eq!(String::from_utf8_lossy(&rest), "");
     }
 }
