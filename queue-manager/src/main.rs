@@ -1,5 +1,9 @@
-//! postern-queue-manager
+//! postern-queue-manager: see the library's page.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    postern_daemon::run::<postern_queue_manager::QueueManager>()
+}

@@ -73,15 +73,15 @@ pub enum Action {
     /// Hand a job to an agent; its grant is taken.
     Start(Order),
     /// Append to the message's log.
-    Record(QueueId, Vec<LogEntry>),
+    Record(QueueId, Place, Vec<LogEntry>),
     /// Log a result that no agent logs, since none was asked.
     Tell(Told),
     /// Write a report to the sender, and call [`Scheduler::bounced`] when it is on disk or cannot be.
     Bounce(BounceOrder),
     /// Recipients failed and nobody can be told: the message has the null reverse-path.
     DropBounce(QueueId),
-    /// Every recipient is recorded as done: the message goes.
-    Finished(QueueId),
+    /// Every recipient is recorded as done, or an operator removed the message: it goes.
+    Finished(QueueId, Place),
 }
 
 /// A job, but for the message's bytes.
@@ -373,7 +373,7 @@ impl Scheduler {
                 }
                 entry.state = State::Held;
                 self.held += 1;
-                self.out.push_back(Action::Record(id, vec![LogEntry::Held]));
+                self.record(id, vec![LogEntry::Held]);
             }
         }
         true
@@ -385,7 +385,7 @@ impl Scheduler {
         match &mut entry.state {
             State::Held => {
                 self.held -= 1;
-                self.out.push_back(Action::Record(id, vec![LogEntry::Released]));
+                self.record(id, vec![LogEntry::Released]);
                 self.make_due(id);
                 true
             }
@@ -415,8 +415,7 @@ impl Scheduler {
                     _ => {}
                 }
                 entry.state = State::Queued;
-                self.forget(id);
-                self.out.push_back(Action::Finished(id));
+                self.finish(id);
             }
         }
         true
@@ -432,6 +431,17 @@ impl Scheduler {
             }
             _ => {}
         }
+    }
+
+    fn finish(&mut self, id: QueueId) {
+        let place = self.place(id);
+        self.forget(id);
+        self.out.extend(place.map(|place| Action::Finished(id, place)));
+    }
+
+    fn record(&mut self, id: QueueId, log: Vec<LogEntry>) {
+        let place = self.place(id).filter(|_| !log.is_empty());
+        self.out.extend(place.map(|place| Action::Record(id, place, log)));
     }
 
     fn make_due(&mut self, id: QueueId) {

@@ -88,9 +88,7 @@ impl Scheduler {
         self.counts.deferred += told.iter().filter(|t| t.status == Status::Deferred).count() as u64;
         self.counts.delivered += told.iter().filter(|t| t.status == Status::Sent).count() as u64;
         self.out.extend(told.into_iter().map(Action::Tell));
-        if !log.is_empty() {
-            self.out.push_back(Action::Record(id, log));
-        }
+        self.record(id, log);
         if all_answered && wish.is_none() {
             self.distribute(id, now);
         }
@@ -102,7 +100,8 @@ impl Scheduler {
     fn distribute(&mut self, id: QueueId, now: Timestamp) {
         let Some(active) = self.active_mut(id) else { return };
         let class = if active.fresh { Class::Fresh } else { Class::Old };
-        let mut groups: BTreeMap<(Destination, Option<Mailbox>), Vec<(u32, u32)>> = BTreeMap::new();
+        type Key = (Destination, Option<Mailbox>);
+        let mut groups: BTreeMap<Key, Vec<(u32, u32)>> = BTreeMap::new();
         for (r, recipient) in (0u32..).zip(&mut active.recipients) {
             for (d, delivery) in (0u32..).zip(&mut recipient.deliveries) {
                 if let Some(destination) = delivery.destination.take() {
@@ -122,8 +121,7 @@ impl Scheduler {
         let limits = self.limits;
         let Some(active) = self.active_mut(id).filter(|active| active.is_quiet()) else { return };
         if active.wish == Some(Wish::Remove) {
-            self.forget(id);
-            return self.out.push_back(Action::Finished(id));
+            return self.finish(id);
         }
         let lifetime = if active.null_sender { limits.bounce_lifetime } else { limits.lifetime };
         let expired = now.0 >= active.arrival.0.saturating_add(lifetime);
@@ -172,8 +170,7 @@ impl Scheduler {
         active.bouncing = active.bouncing.saturating_sub(1);
         if active.bouncing == 0 {
             if active.wish == Some(Wish::Remove) {
-                self.forget(id);
-                return self.out.push_back(Action::Finished(id));
+                return self.finish(id);
             }
             self.settle(id, now);
         }
@@ -196,7 +193,7 @@ impl Scheduler {
             log.push(LogEntry::BounceSent);
         }
         self.counts.bounced += failed;
-        self.out.push_back(Action::Record(id, log));
+        self.record(id, log);
     }
 
     /// Nothing is under way and nothing to be reported: the message is finished, held, or waits.
@@ -207,9 +204,8 @@ impl Scheduler {
         let spread = self.random.below(limits.retry_first / 8 + 1);
         let Some(active) = self.active_mut(id) else { return };
         if active.recipients.iter().all(|recipient| recipient.finished) {
-            self.forget(id);
             self.counts.removed += 1;
-            return self.out.push_back(Action::Finished(id));
+            return self.finish(id);
         }
         let lifetime = if active.null_sender { limits.bounce_lifetime } else { limits.lifetime };
         // The last attempt is made when the lifetime ends, not some time after.
@@ -242,9 +238,7 @@ impl Scheduler {
         if hold {
             log.push(LogEntry::Held);
         }
-        if !log.is_empty() {
-            self.out.push_back(Action::Record(id, log));
-        }
+        self.record(id, log);
         self.defer(id, attempts.saturating_add(u8::from(tried)), Timestamp(next));
         if hold && let Some(entry) = self.messages.get_mut(&id) {
             entry.state = State::Held;

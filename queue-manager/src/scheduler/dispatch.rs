@@ -276,7 +276,7 @@ impl Scheduler {
                 if let Some(recipient) = active.recipients.get_mut(member.0 as usize) {
                     recipient.finish(member.1 as usize, DoneStatus::Delivered, &mut log);
                 }
-                self.out.push_back(Action::Record(id, log));
+                self.record(id, log);
             }
             Outcome::Deferred(report) => {
                 self.counts.deferred += 1;

@@ -100,11 +100,11 @@ impl World {
                 }
                 Action::Ask { question, recipient } => self.asked.push((question, recipient)),
                 Action::Start(order) => self.start(order),
-                Action::Record(id, log) => self.record(id, log),
+                Action::Record(id, _, log) => self.record(id, log),
                 Action::Tell(told) => self.told.push(told),
                 Action::Bounce(order) => self.bounces.push(order),
                 Action::DropBounce(id) => self.dropped.push(id),
-                Action::Finished(id) => {
+                Action::Finished(id, _) => {
                     assert!(self.gone.insert(id), "finished twice");
                     assert!(self.scheduler.place(id).is_none());
                 }

@@ -1,0 +1,274 @@
+//! What comes in, taken: from `new/`, from `drop/`, and from `cur/` at the start.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::mpsc::TryRecvError;
+use std::time::{Duration, Instant};
+
+use postern_daemon::Host;
+use postern_event::{Event, Level};
+use postern_spool::{QueueId, ReadError, WriteError};
+
+use crate::intake::{self, Found, FoundMessage, Recovery};
+use crate::pickup::{self, Pickup, Refusal};
+use crate::queue::{QueueManager, Writing, damage};
+use crate::scheduler::Place;
+
+/// One kind of intake has the loop for so long before others have their turn.
+const SLICE: Duration = Duration::from_millis(5);
+/// Messages of local programs with the writer at once.
+const PICKUPS_MAX: usize = 64;
+
+impl QueueManager {
+    /// Takes files of `new/`. True when there are more.
+    pub(crate) fn take_in(&mut self, host: &mut Host) -> bool {
+        let begun = Instant::now();
+        while let Some(file) = self.incoming.pop_front() {
+            self.take_file(host, file);
+            if begun.elapsed() >= SLICE {
+                return !self.incoming.is_empty();
+            }
+        }
+        false
+    }
+
+    fn take_file(&mut self, host: &mut Host, file: QueueId) {
+        let name = file.to_string();
+        let cur = self.store.directory().as_fd();
+        match postern_spool::rename_between(self.new.as_fd(), &name, cur, &name) {
+            Ok(()) => {}
+            // Told twice, by the kernel and by a scan.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let why = "a file of this name is in the queue already";
+                return match postern_spool::set_aside(self.new.as_fd(), &name, self.corrupt.as_fd()) {
+                    Ok(file) => host.emit(&Event::Corrupt { file: &file, why }),
+                    Err(error) => self.trouble(host, &format!("new/{name}"), &error.to_string()),
+                };
+            }
+            Err(error) => return self.trouble(host, &format!("new/{name}"), &error.to_string()),
+        }
+        self.troubles.forget(&format!("new/{name}"));
+        if self.recovery.is_some() {
+            self.taken.insert(file);
+        }
+        let opened = self.store.fresh(file).map(|opened| {
+            let messages = intake::read(opened);
+            let seen = opened.messages().iter().map(|stored| {
+                let envelope = &stored.envelope;
+                let size = stored.prepend.len() as u64 + stored.length;
+                (envelope.reverse_path.clone(), size, envelope.recipients.len())
+            });
+            (messages, seen.collect::<Vec<_>>())
+        });
+        match opened {
+            Ok((messages, seen)) => {
+                for (message, (from, size, nrcpt)) in messages.iter().zip(&seen) {
+                    host.emit(&Event::Active { id: message.id, from, size: *size, nrcpt: *nrcpt });
+                }
+                self.adopt(host, file, messages, true);
+            }
+            Err(error) => match damage(&error) {
+                Some(why) => self.set_aside(host, file, why),
+                None => self.put_back(host, &name, &error),
+            },
+        }
+    }
+
+    /// A file that cannot be read now goes back, for the next scan.
+    fn put_back(&mut self, host: &mut Host, name: &str, error: &ReadError) {
+        let cur = self.store.directory().as_fd();
+        let back = postern_spool::rename_between(cur, name, self.new.as_fd(), name);
+        let back =
+            back.map_or_else(|e| format!("; it stays in cur/ until the next start: {e}"), |()| String::new());
+        self.trouble(host, &format!("new/{name}"), &format!("cannot be read: {error}{back}"));
+    }
+
+    fn trouble(&mut self, host: &mut Host, file: &str, why: &str) {
+        if self.troubles.is_news(file, why) {
+            host.note(Level::Error, &format!("{file} in the spool: {why}"));
+        }
+    }
+
+    /// Puts the messages of a file into the schedule.
+    fn adopt(&mut self, host: &mut Host, file: QueueId, messages: Vec<FoundMessage>, new: bool) {
+        self.store.adopt(file, messages.len() as u16);
+        for message in messages {
+            let FoundMessage { id, number, finished, attempts, until, held } = message;
+            let place = Place { file, number };
+            if finished {
+                self.remove_finished(host, id, place);
+                continue;
+            }
+            let known = if new && attempts == 0 && !held {
+                !self.scheduler.arrive(id, place)
+            } else {
+                !self.scheduler.recover(id, place, attempts, until, held)
+            };
+            if known {
+                // Ids are unique; whoever copied a file by hand gets it delivered once.
+                let why = format!("{id} is in the queue already, in another file");
+                host.note(Level::Error, &format!("message {number} of {file}: {why}"));
+                self.remove_finished(host, id, place);
+            }
+        }
+    }
+
+    fn remove_finished(&mut self, host: &mut Host, id: QueueId, place: Place) {
+        if let Err(error) = self.store.finish(place.file, place.number) {
+            let text =
+                format!("{id}: finished, but its file cannot be removed from the spool's cur/: {error}");
+            host.note(Level::Error, &text);
+        }
+    }
+
+    /// Takes what recovery has read. True when there is more.
+    pub(crate) fn hear_recovery(&mut self, host: &mut Host) -> bool {
+        let begun = Instant::now();
+        while let Some(recovery) = &self.recovery {
+            match recovery.try_recv() {
+                Ok(Recovery::Found(found)) => self.recover_file(host, found),
+                Ok(Recovery::Failed(error)) => {
+                    let text = format!("cannot list cur/ of the spool, old mail waits: {error}");
+                    host.note(Level::Error, &text);
+                }
+                Ok(Recovery::Done { swept, milliseconds }) => {
+                    let (files, messages) = self.recovered;
+                    host.emit(&Event::Recovered { files, messages, swept, milliseconds });
+                    self.recovery = None;
+                    self.taken.clear();
+                    self.taken.shrink_to_fit();
+                }
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => {
+                    self.recovery = None;
+                    self.taken.clear();
+                }
+            }
+            if begun.elapsed() >= SLICE {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn recover_file(&mut self, host: &mut Host, found: Found) {
+        let Found { file, messages } = found;
+        if self.taken.contains(&file) || self.store.knows(file) {
+            return;
+        }
+        match messages {
+            Ok(messages) => {
+                self.recovered.0 += 1;
+                self.recovered.1 += messages.iter().filter(|message| !message.finished).count() as u64;
+                self.adopt(host, file, messages, false);
+            }
+            Err(error) => match damage(&error) {
+                Some(why) => self.set_aside(host, file, why),
+                None => self.trouble(host, &format!("cur/{file}"), &format!("cannot be read: {error}")),
+            },
+        }
+    }
+
+    /// Takes mail of local programs. True when there is more to do at once.
+    pub(crate) fn pick_up(&mut self, host: &mut Host) -> bool {
+        self.stream_on(host);
+        let begun = Instant::now();
+        while self.picking.len() < PICKUPS_MAX && self.streaming.is_none() {
+            let Some(name) = self.dropped.pop_front() else { return false };
+            if !self.picking.contains(&name) {
+                self.pick_up_one(host, name);
+            }
+            if begun.elapsed() >= SLICE {
+                return !self.dropped.is_empty();
+            }
+        }
+        false // The writer's next word goes on.
+    }
+
+    fn pick_up_one(&mut self, host: &mut Host, name: QueueId) {
+        let id = self.next_id();
+        let (cur, hostname) = (self.store.directory().as_fd(), self.config.hostname.as_str());
+        let mut pickup = match pickup::open(self.drop.as_fd(), cur, name, id, hostname, host.wall()) {
+            Ok(pickup) => pickup,
+            Err(refusal) => return self.refused(host, name, &refusal),
+        };
+        self.last_write += 1;
+        let token = self.last_write;
+        if pickup.is_large() {
+            pickup.open_stream(&mut self.writer, token);
+            self.streaming = Some(token);
+        } else if let Err(refusal) = pickup.submit(&mut self.writer, token) {
+            return self.refused(host, name, &refusal);
+        }
+        self.picking.insert(name);
+        self.writing.insert(token, Writing::Pickup(Box::new(pickup)));
+        self.stream_on(host);
+    }
+
+    /// Hands over more of the large message that is under way.
+    fn stream_on(&mut self, host: &mut Host) {
+        let Some(token) = self.streaming else { return };
+        let Some(Writing::Pickup(pickup)) = self.writing.get_mut(&token) else {
+            self.streaming = None;
+            return;
+        };
+        match pickup.stream(&mut self.writer, token) {
+            Ok(false) => {}
+            Ok(true) => self.streaming = None,
+            Err(refusal) => {
+                self.streaming = None;
+                self.writer.abort_stream(token);
+                let name = pickup.name;
+                self.writing.remove(&token);
+                self.picking.remove(&name);
+                self.refused(host, name, &refusal);
+            }
+        }
+    }
+
+    fn refused(&mut self, host: &mut Host, name: QueueId, refusal: &Refusal) {
+        let file = format!("drop/{name}");
+        match refusal {
+            Refusal::Gone => {}
+            Refusal::Later(error) => self.trouble(host, &file, &error.to_string()),
+            Refusal::Unfit(why) => {
+                match pickup::refuse(self.drop.as_fd(), &name.to_string(), self.corrupt.as_fd()) {
+                    Ok(done) => host.emit(&Event::Corrupt { file: &file, why: &format!("{why}: {done}") }),
+                    Err(error) => {
+                        self.trouble(host, &file, &format!("{why}, and it cannot be set aside: {error}"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A message of a local program is in the spool, or is not.
+    pub(crate) fn picked_up(
+        &mut self,
+        host: &mut Host,
+        token: u64,
+        pickup: &Pickup,
+        result: Result<(), WriteError>,
+    ) {
+        if self.streaming == Some(token) {
+            self.streaming = None; // It failed before its end.
+        }
+        let name = pickup.name;
+        self.picking.remove(&name);
+        match result {
+            Ok(()) => {
+                host.emit(&Event::PickedUp { id: pickup.id, uid: pickup.uid, from: pickup.reverse_path() });
+                self.troubles.forget(&format!("drop/{name}"));
+                // Left there it would be sent again.
+                if let Err(error) = pickup::taken(&self.drop, name) {
+                    let text = format!("cannot be removed though it was taken: {error}");
+                    self.trouble(host, &format!("drop/{name}"), &text);
+                }
+            }
+            Err(error) => {
+                self.trouble(host, &format!("drop/{name}"), &format!("waits, cannot be taken now: {error}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Mail from local programs, out of `drop/`.
+//!
+//! Any user may put any bytes there. So nothing of a dropped file is taken as it is: it is opened without
+//! following links, must be a regular file with one name and of bounded size, and is copied to where its owner
+//! cannot reach; the copy is checked, its content must be lines that end in CRLF, and the message is written
+//! anew with an id, an origin and a Received field of our making. Who sent it is the file's owner by the
+//! kernel's word.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use postern_address::ReversePath;
+use postern_message::{date, fields};
+use postern_spool::{
+    BodyType, Envelope, Found, NewMessage, Origin, QueueId, ReadError, STREAM_ABOVE, SpoolFile, Timestamp,
+    Writer,
+};
+
+/// Copies in `cur/` begin with this; no queue id does.
+pub const COPY_PREFIX: &str = "drop-";
+/// Most octets of a dropped file.
+pub const SIZE_MAX: u64 = 256 * 1024 * 1024;
+/// Most recipients of a dropped message.
+const RECIPIENTS_MAX: usize = 10_000;
+/// Octets read from the copy at once.
+const PIECE: usize = 64 * 1024;
+/// The disk is slower than we: wait.
+const UNWRITTEN_MAX: usize = 512 * 1024;
+/// As much of a large message is looked at for its header fields.
+const HEADER_READ: usize = 128 * 1024;
+
+/// Why a file is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It is not there any more.
+    #[error("gone")]
+    Gone,
+    /// Not now: try again at the next scan.
+    #[error("{0}")]
+    Later(io::Error),
+    /// Never: for `corrupt/`.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound { Self::Gone } else { Self::Later(error) }
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(error: Errno) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+/// A dropped message on its way into the spool.
+#[derive(Debug)]
+pub struct Pickup {
+    /// Its name in `drop/`.
+    pub name: QueueId,
+    /// Who dropped it.
+    pub uid: u32,
+    /// Its new id.
+    pub id: QueueId,
+    envelope: Envelope,
+    prepend: Vec<u8>,
+    copy: SpoolFile,
+    content: Option<File>,
+    offset: u64,
+    left: u64,
+    lines: Lines,
+}
+
+/// Copies a dropped file and checks it. The copy is gone again when this returns: its descriptor is enough.
+pub fn open(
+    drop: BorrowedFd<'_>,
+    cur: BorrowedFd<'_>,
+    name: QueueId,
+    id: QueueId,
+    hostname: &str,
+    now: Timestamp,
+) -> Result<Pickup, Refusal> {
+    let name_text = name.to_string();
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let source = match openat(drop, name_text.as_str(), flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::ELOOP | Errno::ENXIO | Errno::ENODEV) => return Err(unfit("not a regular file")),
+        Err(Errno::EACCES | Errno::EPERM) => return Err(unfit("not readable")),
+        Err(error) => return Err(error.into()),
+    };
+    let metadata = source.metadata()?;
+    if !metadata.is_file() {
+        return Err(unfit("not a regular file"));
+    }
+    if metadata.nlink() != 1 {
+        return Err(unfit("has another name"));
+    }
+    if metadata.len() > SIZE_MAX {
+        return Err(unfit("too large"));
+    }
+    let copy_name = format!("{COPY_PREFIX}{name_text}");
+    let result = copy(&source, cur, &copy_name).and_then(|()| check(cur, &copy_name));
+    let pickup = result.and_then(|copy| Pickup::new(copy, name, id, metadata.uid(), hostname, now));
+    postern_spool::remove(cur, &copy_name)?;
+    pickup
+}
+
+fn unfit(why: &str) -> Refusal {
+    Refusal::Unfit(why.to_owned())
+}
+
+fn copy(mut source: &File, cur: BorrowedFd<'_>, name: &str) -> Result<(), Refusal> {
+    postern_spool::remove(cur, name)?;
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut target = File::from(openat(cur, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+    // The owner may write while we copy: no more than the limit.
+    io::copy(&mut io::Read::take(&mut source, SIZE_MAX), &mut target)?;
+    Ok(())
+}
+
+fn check(cur: BorrowedFd<'_>, name: &str) -> Result<SpoolFile, Refusal> {
+    match postern_spool::classify(cur, name)? {
+        Found::Whole => {}
+        Found::Unfinished => return Err(unfit("no spool file")),
+        Found::Damaged(why) => return Err(Refusal::Unfit(why)),
+        Found::Newer(version) => {
+            return Err(Refusal::Unfit(format!("of a newer format ({version})")));
+        }
+    }
+    let file = SpoolFile::open(cur, name).map_err(|error| match error {
+        ReadError::Io(error) => Refusal::Later(error),
+        error => Refusal::Unfit(error.to_string()),
+    })?;
+    match file.messages() {
+        [one] if one.envelope.recipients.is_empty() => Err(unfit("no recipients")),
+        [one] if one.envelope.recipients.len() > RECIPIENTS_MAX => Err(unfit("too many recipients")),
+        [_] => Ok(file),
+        _ => Err(unfit("more than one message")),
+    }
+}
+
+impl Pickup {
+    fn new(
+        copy: SpoolFile,
+        name: QueueId,
+        id: QueueId,
+        uid: u32,
+        hostname: &str,
+        now: Timestamp,
+    ) -> Result<Self, Refusal> {
+        let Some(stored) = copy.messages().first() else { return Err(unfit("no message")) };
+        let (descriptor, offset) = copy.content_descriptor(0)?;
+        let content = File::from(descriptor);
+        let mut beginning = stored.prepend.clone();
+        let mut piece = vec![0; stored.length.min(HEADER_READ as u64) as usize];
+        content.read_exact_at(&mut piece, offset)?;
+        beginning.extend(piece);
+        let mut lines = Lines::default();
+        let crlf = lines.take(&stored.prepend) && lines.at_start();
+        if !crlf {
+            return Err(unfit("its header lines do not end in CRLF"));
+        }
+        let reverse_path = stored.envelope.reverse_path.clone();
+        let mut prepend = header(&beginning, &reverse_path, uid, id, hostname, now);
+        prepend.extend_from_slice(&stored.prepend);
+        // The recipients are kept in their order, each once.
+        let mut seen = std::collections::BTreeSet::new();
+        let recipients = stored.envelope.recipients.iter().filter(|r| seen.insert(*r)).cloned().collect();
+        let envelope = Envelope {
+            reverse_path,
+            recipients,
+            arrival: now,
+            body: BodyType::SevenBit,
+            origin: Origin::Local { uid },
+        };
+        let left = stored.length;
+        Ok(Self { name, uid, id, envelope, prepend, copy, content: Some(content), offset, left, lines })
+    }
+
+    /// Who it says it is from.
+    pub fn reverse_path(&self) -> &ReversePath {
+        &self.envelope.reverse_path
+    }
+
+    /// It goes through the writer in pieces.
+    pub fn is_large(&self) -> bool {
+        self.copy.messages().first().is_some_and(|stored| stored.length > STREAM_ABOVE as u64)
+    }
+
+    /// Hands a small message over, whole.
+    pub fn submit(&mut self, writer: &mut Writer, token: u64) -> Result<(), Refusal> {
+        let body = self.copy.read_body(0).map_err(|error| match error {
+            ReadError::Io(error) => Refusal::Later(error),
+            error => Refusal::Unfit(error.to_string()),
+        })?;
+        self.take(&body)?;
+        self.end()?;
+        let (envelope, prepend) = (self.envelope.clone(), std::mem::take(&mut self.prepend));
+        writer.submit(token, NewMessage { id: self.id, envelope, prepend, body });
+        Ok(())
+    }
+
+    /// Begins to hand a large message over.
+    pub fn open_stream(&self, writer: &mut Writer, token: u64) {
+        writer.open_stream(token, self.id);
+    }
+
+    /// Hands over more of a large message, as far as the writer keeps up. True when all is handed over. After an
+    /// error the caller aborts the stream.
+    pub fn stream(&mut self, writer: &mut Writer, token: u64) -> Result<bool, Refusal> {
+        while writer.unwritten(token) < UNWRITTEN_MAX {
+            if self.left == 0 {
+                self.end()?;
+                writer.finish_stream(token, self.envelope.clone(), std::mem::take(&mut self.prepend));
+                return Ok(true);
+            }
+            let mut piece = vec![0; self.left.min(PIECE as u64) as usize];
+            let Some(content) = &self.content else { return Err(unfit("no content")) };
+            content.read_exact_at(&mut piece, self.offset)?;
+            self.offset += piece.len() as u64;
+            self.left -= piece.len() as u64;
+            self.take(&piece)?;
+            writer.append(token, piece);
+        }
+        Ok(false)
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        if !self.lines.take(bytes) {
+            return Err(unfit("holds a line end that is not CRLF"));
+        }
+        if self.lines.eight_bit {
+            self.envelope.body = BodyType::EightBit;
+        }
+        Ok(())
+    }
+
+    fn end(&self) -> Result<(), Refusal> {
+        if self.lines.at_start() { Ok(()) } else { Err(unfit("its last line does not end in CRLF")) }
+    }
+}
+
+/// The lines we add: Received, and what the message must have and has not (RFC 6409 §8).
+fn header(
+    beginning: &[u8],
+    reverse_path: &ReversePath,
+    uid: u32,
+    id: QueueId,
+    hostname: &str,
+    now: Timestamp,
+) -> Vec<u8> {
+    let date = date(now.0);
+    let mut out =
+        format!("Received: by {hostname} (Postern, from userid {uid})\r\n\tid {id};\r\n\t{date}\r\n");
+    let has = |name: &str| fields(beginning).any(|field| field.is(name));
+    if !has("date") {
+        out.push_str(&format!("Date: {date}\r\n"));
+    }
+    if !has("message-id") {
+        out.push_str(&format!("Message-ID: <{id}@{hostname}>\r\n"));
+    }
+    if !has("from") {
+        let from = match reverse_path {
+            ReversePath::Mailbox(mailbox) => mailbox.to_string(),
+            ReversePath::Null => format!("MAILER-DAEMON@{hostname}"),
+        };
+        out.push_str(&format!("From: <{from}>\r\n"));
+    }
+    if fields(beginning).next().is_none() && !beginning.starts_with(b"\r\n") {
+        out.push_str("\r\n"); // No header section: all of it is body.
+    }
+    out.into_bytes()
+}
+
+/// Whether only CRLF ends a line, over any number of pieces.
+#[derive(Debug, Default)]
+struct Lines {
+    after_cr: bool,
+    begun: bool,
+    eight_bit: bool,
+}
+
+impl Lines {
+    /// False at a CR or LF alone.
+    fn take(&mut self, bytes: &[u8]) -> bool {
+        for &b in bytes {
+            if (b == b'\n') != self.after_cr {
+                return false;
+            }
+            self.begun = b != b'\n';
+            self.after_cr = b == b'\r';
+            self.eight_bit |= b >= 0x80;
+        }
+        true
+    }
+
+    fn at_start(&self) -> bool {
+        !self.begun
+    }
+}
+
+/// Sets a dropped file aside for a human; what is not even a file goes. Says what was done.
+pub fn refuse(drop: BorrowedFd<'_>, name: &str, corrupt: BorrowedFd<'_>) -> io::Result<&'static str> {
+    let stat = nix::sys::stat::fstatat(drop, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    match stat.st_mode & nix::libc::S_IFMT {
+        nix::libc::S_IFREG => postern_spool::set_aside(drop, name, corrupt).map(|_| "set aside"),
+        nix::libc::S_IFDIR => {
+            nix::unistd::unlinkat(drop, name, nix::unistd::UnlinkatFlags::RemoveDir)?;
+            Ok("removed")
+        }
+        _ => postern_spool::remove(drop, name).map(|()| "removed"),
+    }
+}
+
+/// Unlinks a dropped file that is in the spool now.
+pub fn taken(drop: &impl AsFd, name: QueueId) -> io::Result<()> {
+    postern_spool::remove(drop.as_fd(), &name.to_string())
+}

@@ -1,0 +1,266 @@
+//! The files of `cur/`: opened when needed, their logs written and synced, their ends.
+//!
+//! The order of things (the S3 and S4 of the spool's table):
+//! 1. A result is appended to the file's log at once and synced within a second, in a batch. A crash before
+//!    that repeats the delivery: at most what was delivered in the last second.
+//! 2. A failure is recorded only after the report to the sender is durable in the spool itself. A crash
+//!    before that tries the recipient again, and reports it again.
+//! 3. A message of several in one file gives its blocks back only after the records that it is done are
+//!    synced: without them a crash would leave a message to deliver whose body is a hole.
+//! 4. The last message of a file unlinks it, without waiting for its log: that the name is gone says more
+//!    than the log. The directory is synced with the next batch, so that a crash brings back no name whose
+//!    unlinking is older than a second.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use postern_spool::{LogRecord, QueueId, ReadError, SpoolFile};
+
+use crate::syncer::{Batch, Synced, Syncer};
+
+/// Files kept open. Each is two descriptors.
+const OPEN_MAX: usize = 128;
+
+/// The files of the queue.
+#[derive(Debug)]
+pub struct Store {
+    cur: OwnedFd,
+    /// Messages left, by file: a file goes with its last one.
+    files: HashMap<QueueId, u16>,
+    open: HashMap<QueueId, SpoolFile>,
+    /// The open ones in the order they were opened.
+    order: VecDeque<QueueId>,
+    syncer: Syncer,
+    dirty: BTreeSet<QueueId>,
+    directory_dirty: bool,
+    /// A batch is under way.
+    syncing: bool,
+    /// Messages to be given back when the log of their file, which was dirty, is synced.
+    give_back: BTreeMap<QueueId, Vec<u16>>,
+    /// The same, of files whose sync is under way.
+    giving_back: BTreeMap<QueueId, Vec<u16>>,
+}
+
+impl Store {
+    /// Over the directory `cur`; `wake` is called from a thread when [`Store::finish_sync`] has work.
+    pub fn new(cur: OwnedFd, wake: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let syncer = Syncer::start(cur.try_clone()?, wake)?;
+        Ok(Self {
+            cur,
+            files: HashMap::new(),
+            open: HashMap::new(),
+            order: VecDeque::new(),
+            syncer,
+            dirty: BTreeSet::new(),
+            directory_dirty: false,
+            syncing: false,
+            give_back: BTreeMap::new(),
+            giving_back: BTreeMap::new(),
+        })
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &OwnedFd {
+        &self.cur
+    }
+
+    /// The file belongs to the queue.
+    pub fn knows(&self, file: QueueId) -> bool {
+        self.files.contains_key(&file)
+    }
+
+    /// More than one message of the file is left.
+    pub fn is_shared(&self, file: QueueId) -> bool {
+        self.files.get(&file).is_some_and(|left| *left > 1)
+    }
+
+    /// Takes a file into the queue, with so many messages left.
+    pub fn adopt(&mut self, file: QueueId, messages: u16) {
+        self.files.insert(file, messages);
+    }
+
+    /// A file, opened if need be. Its log is as it stood when it was opened: see [`Store::fresh`].
+    pub fn get(&mut self, file: QueueId) -> Result<&mut SpoolFile, ReadError> {
+        if !self.open.contains_key(&file) {
+            let opened = SpoolFile::open(self.cur.as_fd(), &file.to_string())?;
+            while self.order.len() >= OPEN_MAX {
+                if let Some(oldest) = self.order.pop_front() {
+                    self.open.remove(&oldest);
+                }
+            }
+            self.order.push_back(file);
+            self.open.insert(file, opened);
+        }
+        self.open.get_mut(&file).ok_or_else(|| ReadError::Io(io::ErrorKind::NotFound.into()))
+    }
+
+    /// A file with its log as it stands now.
+    pub fn fresh(&mut self, file: QueueId) -> Result<&mut SpoolFile, ReadError> {
+        self.close(file);
+        self.get(file)
+    }
+
+    /// Appends to the log of a file.
+    pub fn append(&mut self, file: QueueId, records: &[LogRecord]) -> Result<(), ReadError> {
+        self.get(file)?.append(records)?;
+        self.dirty.insert(file);
+        Ok(())
+    }
+
+    /// One message of a file is finished, and its records appended.
+    pub fn finish(&mut self, file: QueueId, number: u16) -> io::Result<()> {
+        let left = self.files.get(&file).map_or(0, |left| left.saturating_sub(1));
+        if left > 0 {
+            self.files.insert(file, left);
+            self.give_back.entry(file).or_default().push(number);
+            self.dirty.insert(file);
+            return Ok(());
+        }
+        self.forget(file);
+        self.directory_dirty = true;
+        postern_spool::remove(self.cur.as_fd(), &file.to_string())
+    }
+
+    /// The file is no longer of the queue.
+    pub fn forget(&mut self, file: QueueId) {
+        self.files.remove(&file);
+        self.close(file);
+        self.dirty.remove(&file);
+        self.give_back.remove(&file);
+    }
+
+    /// Something waits to be synced.
+    pub fn is_dirty(&self) -> bool {
+        self.directory_dirty || !self.dirty.is_empty()
+    }
+
+    /// A batch is under way.
+    pub fn is_syncing(&self) -> bool {
+        self.syncing
+    }
+
+    /// Hands what is dirty to the thread, unless it is at work. Call it once a second at least.
+    pub fn sync(&mut self) {
+        if self.syncing || !self.is_dirty() {
+            return;
+        }
+        let files = std::mem::take(&mut self.dirty).into_iter().collect();
+        self.giving_back = std::mem::take(&mut self.give_back);
+        let directory = std::mem::take(&mut self.directory_dirty);
+        self.syncer.submit(Batch { files, directory });
+        self.syncing = true;
+    }
+
+    /// Takes what the thread has finished; what failed is dirty again, and told.
+    pub fn finish_sync(&mut self) -> Vec<(String, io::Error)> {
+        let mut troubles = Vec::new();
+        while let Some(Synced { files, failed }) = self.syncer.completion() {
+            self.syncing = false;
+            for file in files {
+                for number in self.giving_back.remove(&file).unwrap_or_default() {
+                    let given = self.get(file).and_then(|f| Ok(f.give_back(usize::from(number))?));
+                    match given {
+                        Ok(()) => {}
+                        // Its last message was finished meanwhile.
+                        Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
+                        Err(ReadError::Io(error)) => troubles.push((file.to_string(), error)),
+                        Err(error) => troubles.push((file.to_string(), io::Error::other(error))),
+                    }
+                }
+            }
+            for (name, error) in failed {
+                match QueueId::parse(&name) {
+                    Some(file) => drop(self.dirty.insert(file)),
+                    None => self.directory_dirty = true,
+                }
+                troubles.push((name, error));
+            }
+            for (file, numbers) in std::mem::take(&mut self.giving_back) {
+                self.give_back.entry(file).or_default().extend(numbers);
+            }
+        }
+        troubles
+    }
+
+    fn close(&mut self, file: QueueId) {
+        if self.open.remove(&file).is_some() {
+            self.order.retain(|open| *open != file);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use postern_address::{Mailbox, ReversePath};
+    use postern_spool::{
+        BodyType, DoneStatus, Envelope, LogEntry, NewMessage, Origin, Timestamp, Writer, WriterDirs,
+    };
+
+    use super::*;
+
+    fn message(id: QueueId) -> NewMessage {
+        let envelope = Envelope {
+            reverse_path: ReversePath::Null,
+            recipients: vec![Mailbox::parse("u@x.test").unwrap()],
+            arrival: Timestamp(1),
+            body: BodyType::SevenBit,
+            origin: Origin::Internal,
+        };
+        NewMessage { id, envelope, prepend: Vec::new(), body: vec![b'x'; 9000] }
+    }
+
+    #[test]
+    fn a_shared_file_gives_back_after_the_sync_and_goes_with_its_last_message() {
+        let spool = tempfile::tempdir().unwrap();
+        postern_spool::create_directories(spool.path()).unwrap();
+        let open = |name: &str| OwnedFd::from(std::fs::File::open(spool.path().join(name)).unwrap());
+        // Two messages handed over together usually share a file; until they do, try again.
+        let (woken, wait) = channel();
+        let dirs = WriterDirs { tmp: open("tmp"), new: open("cur") };
+        let mut writer = Writer::start(dirs, move || {
+            let _ = woken.send(());
+        })
+        .unwrap();
+        let shared = (0..1000).step_by(3).find_map(|n| {
+            (n..n + 3).for_each(|n| writer.submit(n, message(QueueId::from_u64(1000 + n))));
+            let mut done = 0;
+            while done < 3 {
+                wait.recv().unwrap();
+                done += writer.completions().len();
+            }
+            let files = postern_spool::list(open("cur").as_fd()).unwrap().files;
+            files.into_iter().find(|id| {
+                let file = SpoolFile::open(open("cur").as_fd(), &id.to_string());
+                file.is_ok_and(|file| file.messages().len() > 1)
+            })
+        });
+        let file = shared.expect("no two messages shared a file");
+
+        let (woken, wait) = channel();
+        let mut store = Store::new(open("cur"), move || {
+            let _ = woken.send(());
+        })
+        .unwrap();
+        let messages = store.get(file).unwrap().messages().len() as u16;
+        store.adopt(file, messages);
+        let done = LogEntry::Done { recipient: 0, address: None, status: DoneStatus::Delivered };
+        store.append(file, &[LogRecord { message: 0, what: done.clone() }]).unwrap();
+        store.finish(file, 0).unwrap();
+        assert!(store.get(file).unwrap().read_body(0).is_ok(), "not before the sync");
+        store.sync();
+        wait.recv().unwrap();
+        assert!(store.finish_sync().is_empty() && !store.is_dirty());
+        assert_eq!(store.fresh(file).unwrap().log().len(), 1);
+        assert!(store.get(file).unwrap().read_body(1).is_ok());
+        for number in 1..messages {
+            store.finish(file, number).unwrap();
+        }
+        assert!(!spool.path().join("cur").join(file.to_string()).exists());
+        store.sync();
+        wait.recv().unwrap();
+        assert!(store.finish_sync().is_empty());
+    }
+}
