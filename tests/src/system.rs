@@ -6,7 +6,6 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -411,15 +410,32 @@ impl System {
 
     /// A program of ours, as the user that the system runs as.
     pub fn command(&self, program: &str) -> Command {
+        if self.unprivileged {
+            return self.command_of_nobody(program);
+        }
         let mut command = Command::new(binary(program));
         command.stdin(Stdio::null());
-        if self.unprivileged {
-            let (uid, gid) = nobody();
-            let reachable = unprivileged_binaries().join(program);
-            command = Command::new(reachable);
-            command.stdin(Stdio::null()).uid(uid).gid(gid).current_dir("/");
-        }
         command
+    }
+
+    /// A program of ours as `nobody`, for a test that is root. Where the programs lie `nobody` may have no
+    /// way to, so he is shown their directory in another place, in a mount namespace of his own.
+    pub fn command_of_nobody(&self, program: &str) -> Command {
+        let place = self.directory.path().join("bin");
+        std::fs::create_dir_all(&place).unwrap();
+        let (uid, gid) = nobody();
+        let script = "mount --bind \"$1\" \"$2\" && cd / && shift 2 && exec setpriv \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+        command.arg(binary(program).parent().unwrap()).arg(&place);
+        command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()]);
+        command.arg(place.join(program)).stdin(Stdio::null());
+        command
+    }
+
+    /// Where a program of ours is.
+    pub fn program(name: &str) -> PathBuf {
+        binary(name)
     }
 
     /// Runs `postern ARGUMENTS --config …`.
@@ -485,7 +501,7 @@ fn make_certificate(directory: &Path) {
 
 /// The path of a program of ours: from the directory in `POSTERN_BIN`, or beside this test. In the second
 /// case they are built first, once, so that no test runs against an old one.
-pub(crate) fn binary(program: &str) -> PathBuf {
+fn binary(program: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
         if let Some(directory) = std::env::var_os("POSTERN_BIN") {
@@ -505,21 +521,6 @@ pub(crate) fn binary(program: &str) -> PathBuf {
     let path = directory.join(program);
     assert!(path.exists(), "{} does not exist: make build", path.display());
     path
-}
-
-/// The programs where `nobody` can reach them: a copy, if he cannot reach the originals.
-fn unprivileged_binaries() -> &'static Path {
-    static COPY: OnceLock<PathBuf> = OnceLock::new();
-    COPY.get_or_init(|| {
-        let directory = binary("postern").parent().unwrap().canonicalize().unwrap();
-        let open = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o001 != 0;
-        assert!(
-            directory.ancestors().all(open),
-            "{} is not open to nobody: set POSTERN_BIN to a copy of the programs that is",
-            directory.display()
-        );
-        directory
-    })
 }
 
 fn nobody() -> (u32, u32) {

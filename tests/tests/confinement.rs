@@ -194,10 +194,8 @@ fn the_control_socket_asks_who_is_calling() {
     let id = system.smtp().send("a@x.test", &["u@v.test"], &postern_tests::message("secret")).unwrap();
     system.finished(&id);
     let as_nobody = |arguments: &[&str]| {
-        use std::os::unix::process::CommandExt;
-        let mut command = system.command("postern");
-        command.args(arguments).arg("--config").arg(system.config()).uid(65534).gid(65534).current_dir("/");
-        command.output().unwrap()
+        let mut command = system.command_of_nobody("postern");
+        command.args(arguments).arg("--config").arg(system.config()).output().unwrap()
     };
     assert!(as_nobody(&["status"]).status.success());
     for refused in [&["stop"][..], &["reload"], &["queue", "flush"], &["queue", "list"], &["probe"]] {

@@ -111,9 +111,7 @@ fn the_desk_prints_a_command_that_works() {
     let directory = tempfile::Builder::new().prefix("postern-desk-").tempdir().unwrap();
     let address = Address::claim();
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    // The rig knows where the programs are.
-    let system = System::builder().prepare();
-    let programs = Path::new(system.command("postern").get_program()).parent().unwrap().to_owned();
+    let programs = System::program("postern").parent().unwrap().to_owned();
     let mut desk = Command::new(project.join("etc/desk"));
     desk.arg(directory.path()).env("HOST", address.ip.to_string()).env("PORT", "2525").env("BIN", programs);
     desk.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);

@@ -14,7 +14,7 @@ use postern_tests::{System, have, have_root};
 fn installed(system: &System) -> PathBuf {
     let path = system.directory().join("sendmail");
     if !path.exists() {
-        std::fs::copy(system.command("sendmail").get_program(), &path).unwrap();
+        std::fs::copy(System::program("sendmail"), &path).unwrap();
         symlink("sendmail", system.directory().join("mailq")).unwrap();
         symlink("sendmail", system.directory().join("newaliases")).unwrap();
     }
