@@ -26,7 +26,7 @@ pub(crate) fn mistake<T>(message: impl Into<String>, help: impl Into<String>) ->
     Err(Mistake { message: message.into(), help: Some(help.into()) })
 }
 
-fn did_you_mean<'a>(read: &str, known: &[&'a str]) -> String {
+fn did_you_mean(read: &str, known: &[&str]) -> String {
     match nearest(read, known.iter().copied()) {
         Some(word) => format!("did you mean `{word}`?"),
         None => format!("one of {}", known.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ")),

@@ -1,5 +1,7 @@
 //! Whole configuration files: those that must work, and those that must be refused in clear words.
 
+#![allow(clippy::unwrap_used)] // helpers of tests
+
 use std::time::Duration;
 
 use postern_config::{

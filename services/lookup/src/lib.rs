@@ -1,3 +1,286 @@
-//! postern-lookup
+//! NAME
+//!     postern-lookup: knows domains, users, aliases and routes
+//!
+//! WHAT IT DOES
+//!     Answers two questions: whether a recipient is taken (at RCPT, with who may relay), and where a
+//!     recipient's mail goes (at delivery, so that a corrected alias or route repairs queued mail). Tables
+//!     are the configuration, the aliases file, text tables, and the system's users by the name service.
+//!     Files are read again when they change, at most once a second they are looked at; no newaliases, no
+//!     reload is needed.
+//!
+//! TALKS TO
+//!     The workers of smtpd ([`postern_ipc::smtpd_lookup`]) and queue-manager
+//!     ([`postern_ipc::queue_lookup`]), who ask. It asks nobody.
+//!
+//! TRUST
+//!     The tables are the operator's; included lists may be a user's, so they can name addresses and nothing
+//!     else. Commands and files as values of aliases are refused. Recipients come from the network: only
+//!     clean login names reach the name service, only one component of a path a virtual mailbox.
+//!
+//! FAILURE
+//!     A table that cannot be read makes temporary failures, never unknown users. A broken new version of a
+//!     file leaves the old one in force, and the log says so. Answers lost with this program are asked again.
+//!
+//! BUGS
+//!     The name service may block (LDAP): all wait meanwhile, though each name only once in 30 s. Files that
+//!     come to be included while it runs must lie where others are included already, beside the aliases or
+//!     below /etc: the sandbox is made at the start. An alias may lead to as many addresses as fit one
+//!     answer, about a thousand. The extension of an address is not passed on by an alias.
 
 #![forbid(unsafe_code)]
+
+pub mod accounts;
+pub mod aliases;
+mod expansion;
+pub mod routing;
+pub mod sources;
+pub mod table;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use mio::Token;
+use postern_config::{LookupPart, Table, UserSet};
+use postern_daemon::{Handles, Host, Ports, Program, StartError};
+use postern_event::Level;
+use postern_ipc::queue_lookup::{Action, Delivery};
+use postern_ipc::supervise::Handle;
+use postern_ipc::{Peer, Role, queue_lookup, smtpd_lookup};
+
+use crate::accounts::System;
+use crate::aliases::{Aliases, Target, parse_include};
+use crate::routing::Tables;
+use crate::sources::{Watched, read_text};
+use crate::table::TextTable;
+
+/// The program.
+#[derive(Debug)]
+pub struct Lookup {
+    workers: Ports<smtpd_lookup::Answer, smtpd_lookup::Question>,
+    queue: Ports<queue_lookup::Answer, queue_lookup::Question>,
+    tables: Tables,
+    aliases: Option<Watched>,
+    users: Option<Watched>,
+    system: System,
+    /// Directories that the sandbox lets us read.
+    readable: Vec<PathBuf>,
+    asked_by_smtpd: u64,
+    asked_by_queue: u64,
+    unavailable: u64,
+}
+
+impl Program for Lookup {
+    const ROLE: Role = Role::Lookup;
+    type Config = LookupPart;
+
+    /// The directories of the table files, since editors replace a file by renaming; and those of included
+    /// files, which is why the aliases are read here once.
+    fn readable(config: &LookupPart) -> Vec<PathBuf> {
+        let mut files = table_files(config);
+        if let Some(path) = aliases_file(config)
+            && let Ok(text) = read_text(path)
+        {
+            files.extend(Aliases::parse(&text).0.includes());
+        }
+        directories(&files)
+    }
+
+    fn start(host: &mut Host, config: LookupPart, handles: Handles) -> Result<Self, StartError> {
+        let mut program = Self::new(host, config);
+        for (handle, socket) in handles {
+            if let Handle::Link(peer) = handle {
+                program.linked(host, peer, socket);
+            }
+        }
+        Ok(program)
+    }
+
+    fn linked(&mut self, host: &mut Host, peer: Peer, socket: OwnedFd) {
+        match peer.role {
+            Role::Smtpd => {
+                let place = self.workers.connect(host, peer, socket);
+                self.hear_worker(host, place);
+            }
+            Role::QueueManager => {
+                let place = self.queue.connect(host, peer, socket);
+                self.hear_queue(host, place);
+            }
+            _ => host.note(Level::Warning, &format!("no place for a link to {peer}")),
+        }
+    }
+
+    fn ready(&mut self, host: &mut Host, token: Token, _event: &mio::event::Event) {
+        if let Some(place) = self.workers.ready(host, token) {
+            self.hear_worker(host, place);
+        } else if let Some(place) = self.queue.ready(host, token) {
+            self.hear_queue(host, place);
+        }
+    }
+
+    fn turn(&mut self, _host: &mut Host) -> Option<Instant> {
+        // Every question was answered when it was heard: nothing is lost with a link.
+        while self.workers.next_lost().is_some() || self.queue.next_lost().is_some() {}
+        None
+    }
+
+    fn prepare(&mut self, _host: &mut Host, config: &LookupPart) -> Result<(), String> {
+        let beyond = |file: &&PathBuf| !self.readable.iter().any(|directory| file.starts_with(directory));
+        match table_files(config).iter().find(beyond) {
+            Some(file) => {
+                Err(format!("{} lies beyond what lookup may read: restart Postern", file.display()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn reload(&mut self, host: &mut Host, config: LookupPart) {
+        let caller = self.tables.caller.take();
+        let mut tables = Tables::new(config, caller);
+        // A file that stays keeps its table, should it be unreadable just now.
+        if aliases_file(&tables.config) == aliases_file(&self.tables.config) {
+            std::mem::swap(&mut tables.aliases, &mut self.tables.aliases);
+        } else {
+            self.aliases = aliases_file(&tables.config).map(Watched::new);
+        }
+        if users_file(&tables.config) == users_file(&self.tables.config) {
+            std::mem::swap(&mut tables.users, &mut self.tables.users);
+        } else {
+            self.users = users_file(&tables.config).map(Watched::new);
+        }
+        self.tables = tables;
+        self.system.forget();
+        [&mut self.aliases, &mut self.users].into_iter().flatten().for_each(Watched::look_again);
+        self.refresh(host);
+    }
+
+    fn stop(&mut self, host: &mut Host) {
+        host.finish();
+    }
+
+    fn counters(&self) -> Vec<(String, u64)> {
+        vec![
+            ("asked by smtpd".into(), self.asked_by_smtpd),
+            ("asked by queue-manager".into(), self.asked_by_queue),
+            ("unavailable".into(), self.unavailable),
+        ]
+    }
+}
+
+impl Lookup {
+    fn new(host: &mut Host, config: LookupPart) -> Self {
+        let caller = if host.rooted { None } else { System::caller() };
+        let mut readable = directories(&table_files(&config));
+        readable.push("/etc".into()); // the profile of this program has it
+        let mut program = Self {
+            workers: Ports::new(),
+            queue: Ports::new(),
+            aliases: aliases_file(&config).map(Watched::new),
+            users: users_file(&config).map(Watched::new),
+            tables: Tables::new(config, caller),
+            system: System::default(),
+            readable,
+            asked_by_smtpd: 0,
+            asked_by_queue: 0,
+            unavailable: 0,
+        };
+        program.refresh(host);
+        if program.aliases.is_none() {
+            program.warn(host);
+        }
+        program
+    }
+
+    fn hear_worker(&mut self, host: &mut Host, place: usize) {
+        while let Some(question) = self.workers.receive(host, place) {
+            self.refresh(host);
+            self.asked_by_smtpd += 1;
+            let verdict = self.tables.smtpd_lookup(&question, self.system.at(host.now()));
+            if let smtpd_lookup::Verdict::Unavailable(why) = &verdict {
+                self.unavailable += 1;
+                host.note(
+                    Level::Warning,
+                    &format!("cannot say whether {} exists: {why}", question.recipient),
+                );
+            }
+            // A worker that is gone asks again when it is back.
+            let _ = self.workers.send(host, place, &smtpd_lookup::Answer { id: question.id, verdict });
+        }
+    }
+
+    fn hear_queue(&mut self, host: &mut Host, place: usize) {
+        while let Some(queue_lookup::Question { id, recipient }) = self.queue.receive(host, place) {
+            self.refresh(host);
+            self.asked_by_queue += 1;
+            let accounts = self.system.at(host.now());
+            let deliveries = self.tables.queue_lookup(&recipient, accounts, &mut read_include);
+            self.unavailable += u64::from(deliveries.is_err());
+            let answer = fitting(queue_lookup::Answer { id, deliveries }, &recipient);
+            let _ = self.queue.send(host, place, &answer);
+        }
+    }
+
+    fn refresh(&mut self, host: &mut Host) {
+        let now = host.now();
+        let mut taken = false;
+        let mut errors = Vec::new();
+        if let Some(file) = &mut self.aliases {
+            let report = file.refresh(now, &mut self.tables.aliases, Aliases::parse);
+            (taken, errors) = (report.taken, report.errors);
+        }
+        if let Some(file) = &mut self.users {
+            errors.extend(file.refresh(now, &mut self.tables.users, TextTable::parse).errors);
+        }
+        for error in errors {
+            host.note(Level::Error, &error);
+        }
+        if taken {
+            self.warn(host);
+        }
+    }
+
+    fn warn(&mut self, host: &mut Host) {
+        for warning in self.tables.warnings(self.system.at(host.now())) {
+            host.note(Level::Warning, &warning);
+        }
+    }
+}
+
+fn read_include(path: &Path) -> Result<Vec<Target>, String> {
+    parse_include(&read_text(path)?).map_err(|e| format!("{}:{}: {}", path.display(), e.line, e.message))
+}
+
+/// The answer, or that it is too long: one that is never heard would leave its message waiting for ever.
+fn fitting(answer: queue_lookup::Answer, recipient: &postern_address::Mailbox) -> queue_lookup::Answer {
+    if postern_ipc::encode(&answer).is_ok() {
+        return answer;
+    }
+    let count = answer.deliveries.as_ref().map_or(0, Vec::len);
+    let text =
+        format!("the alias leads to {count} addresses, more than an alias can hold: use a list manager");
+    let reply = routing::reply(554, (5, 2, 4), &text);
+    let failed = Delivery { recipient: recipient.clone(), reverse_path: None, action: Action::Fail(reply) };
+    queue_lookup::Answer { id: answer.id, deliveries: Ok(vec![failed]) }
+}
+
+fn aliases_file(config: &LookupPart) -> Option<&Path> {
+    config.local.as_ref()?.aliases.as_deref()
+}
+
+fn users_file(config: &LookupPart) -> Option<&Path> {
+    match &config.virtual_.as_ref()?.users {
+        UserSet::Table(Table::Text(path)) => Some(path),
+        UserSet::All | UserSet::Listed(_) => None,
+    }
+}
+
+fn table_files(config: &LookupPart) -> Vec<PathBuf> {
+    [aliases_file(config), users_file(config)].into_iter().flatten().map(Path::to_owned).collect()
+}
+
+fn directories(files: &[PathBuf]) -> Vec<PathBuf> {
+    let mut directories: Vec<_> = files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect();
+    directories.sort();
+    directories.dedup();
+    directories
+}

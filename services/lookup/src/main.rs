@@ -1,5 +1,9 @@
-//! postern-lookup
+//! postern-lookup: see the library.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    postern_daemon::run::<postern_lookup::Lookup>()
+}
