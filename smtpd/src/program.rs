@@ -93,6 +93,8 @@ impl Program for Smtpd {
             Role::Keys => self.certificate.connect(socket),
             _ => host.note(Level::Warning, &format!("master linked {peer}, whom smtpd does not know")),
         }
+        // Before the new one is asked: what the old one was asked is lost.
+        self.miss_lookup(host);
         self.hear_lookup(host);
         self.hear_verify(host);
     }
@@ -124,6 +126,7 @@ impl Program for Smtpd {
         self.take_completions(host);
         self.accept(host);
         self.run(host);
+        self.miss_lookup(host);
         self.look_at_deadlines(host);
         self.wind_up(host);
         self.flush(host);
@@ -291,12 +294,19 @@ impl Smtpd {
                 self.worker.answered(host, connection, ticket, answer.verdict);
             }
         }
-        if self.worker.lookup.take_lost() {
-            self.worker.unanswered = 0;
-            for (_, connection) in &mut self.connections {
-                if connection.session.phase() == Phase::Asking {
-                    self.worker.unanswerable(host, connection);
-                }
+    }
+
+    /// A lost lookup answers nothing any more: its clients are told now, not when patience ends.
+    fn miss_lookup(&mut self, host: &mut Host) {
+        // What verify was asked stays unknown.
+        let _ = self.worker.verify.take_lost();
+        if !self.worker.lookup.take_lost() {
+            return;
+        }
+        self.worker.unanswered = 0;
+        for (_, connection) in &mut self.connections {
+            if connection.session.phase() == Phase::Asking {
+                self.worker.unanswerable(host, connection);
             }
         }
     }
@@ -310,8 +320,6 @@ impl Smtpd {
                 connection.name = Some(name);
             }
         }
-        // What was asked stays unknown.
-        let _ = self.worker.verify.take_lost();
     }
 
     fn take_completions(&mut self, host: &mut Host) {

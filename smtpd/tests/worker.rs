@@ -197,7 +197,7 @@ fn stop_ends_idle_sessions_and_finishes_messages() {
 fn submissions_is_never_spoken_in_clear() {
     let rig = start(Service::Submissions, limits());
     rig.connect().closed();
-    assert!(rig.log().contains("without [tls]"), "{}", rig.log());
+    rig.wait_log("without [tls]");
     let (keys, _) = rig::keys();
     let rig = start_with(Service::Submissions, limits(), vec![(Peer::only(Role::Keys), keys)]);
     let mut client = rig.connect();
@@ -290,6 +290,76 @@ fn two_thousand_sessions_at_once() {
 }
 
 #[test]
+fn a_spool_that_fails_is_a_451_and_the_session_goes_on() {
+    let mut rig = plain();
+    rig.break_spool();
+    let mut client = rig.greeted();
+    for lines in [1, 2_000] {
+        client.send(ENVELOPE.as_bytes());
+        (0..3).for_each(|_| drop(client.reply()));
+        client.send(&[&[b'x'; 998][..], b"\r\n"].concat().repeat(lines));
+        client.send(b".\r\n");
+        client.expect("451 4.3.0");
+    }
+    assert_eq!(client.say("NOOP\r\n"), ["250 2.0.0 Ok"]);
+    assert_eq!(rig.counter("spool-refused"), 2);
+}
+
+/// Clients that say anything, in any pieces, and leave at any time.
+#[test]
+fn hostile_clients_leave_nothing_behind() {
+    let mut rig = plain();
+    let pieces: [&[u8]; 14] = [
+        b"EHLO c\r\n",
+        b"MAIL FROM:<a@b>\r\n",
+        b"RCPT TO:<u@v.test>\r\n",
+        b"RCPT TO:<x@v.test>\r\nRCPT TO:<u@v.test>\r\n",
+        b"DATA\r\n",
+        b"text\r\n",
+        b"\r\n.\r\n",
+        b"RSET\r\n",
+        b"\n",
+        b"\0\xff",
+        b"NOOP",
+        b"QUIT\r\n",
+        &[b'x'; 9_000],
+        &[b'\n'; 200],
+    ];
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as usize % below
+    };
+    for _ in 0..300 {
+        let mut client = rig.connect();
+        let mut said = b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<u@v.test>\r\nDATA\r\n".to_vec();
+        said.truncate(random(60));
+        (0..random(30)).for_each(|_| said.extend(pieces[random(pieces.len())]));
+        let mut rest = &said[..];
+        while !rest.is_empty() {
+            let (piece, later) = rest.split_at(rest.len().min(1 + random(600)));
+            rest = later;
+            if client.reader.get_mut().write_all(piece).is_err() {
+                break;
+            }
+        }
+        match random(3) {
+            0 => drop(client),
+            1 => drop(client.reader.get_ref().shutdown(std::net::Shutdown::Write)),
+            _ => drop(client.reply()),
+        }
+    }
+    let begun = Instant::now();
+    while rig.counter("sessions") > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}", rig.log());
+    }
+    assert_eq!(rig.unfinished(), 0);
+    rig.greeted();
+}
+
+#[test]
 fn out_of_descriptors_clients_wait() {
     let rig = rig::start_narrow(40);
     let mut clients: Vec<_> = (0..80).map(|_| rig.connect()).collect();
@@ -300,6 +370,7 @@ fn out_of_descriptors_clients_wait() {
         client.closed();
     }
     clients[0].expect("220");
+    rig.wait_log("cannot accept");
     let log = rig.log();
     assert_eq!(log.matches("cannot accept").count(), 1, "{log}");
 }
@@ -338,7 +409,12 @@ fn idle_sessions_are_cheap() {
 #[ignore = "a measurement"]
 fn throughput() {
     let rig = plain();
-    for (sessions, messages, length) in [(1, 2_000, 4_096), (50, 20_000, 4_096), (200, 20_000, 4_096)] {
+    for (sessions, messages, length, keep) in [
+        (1, 2_000, 4_096, false),
+        (50, 20_000, 4_096, false),
+        (200, 20_000, 4_096, false),
+        (200, 20_000, 4_096, true),
+    ] {
         let ticks = |rig: &Rig| {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", rig.child.id())).unwrap();
             let field = |n: usize| stat.split_whitespace().nth(n).unwrap().parse::<u64>().unwrap();
@@ -347,13 +423,14 @@ fn throughput() {
         let (before, begun) = (ticks(&rig), Instant::now());
         let status = std::process::Command::new("/usr/sbin/smtp-source")
             .args(["-s", &sessions.to_string(), "-m", &messages.to_string(), "-l", &length.to_string()])
+            .args(keep.then_some("-d"))
             .args(["-N", "-f", "a@x.test", "-t", "u@v.test", &format!("inet:{}", rig.address)])
             .status()
             .unwrap();
         assert!(status.success());
         let (took, after) = (begun.elapsed(), ticks(&rig));
         println!(
-            "{sessions} sessions, {messages} messages of {length}: {:.0}/s, user {} ms, system {} ms, {} kB",
+            "{sessions} sessions, kept {keep}, {messages} messages of {length}: {:.0}/s, user {} ms, system {} ms, {} kB",
             f64::from(messages) / took.as_secs_f64(),
             (after.0 - before.0) * 10,
             (after.1 - before.1) * 10,

@@ -196,6 +196,30 @@ impl Rig {
         std::fs::read_dir(self.spool.path().join("tmp")).unwrap().count()
     }
 
+    /// Waits until the worker has logged a text: it writes at the end of a turn.
+    #[track_caller]
+    pub(crate) fn wait_log(&self, text: &str) {
+        let begun = std::time::Instant::now();
+        while !self.log().contains(text) {
+            assert!(begun.elapsed() < PATIENCE, "no {text:?} in {}", self.log());
+            std::thread::yield_now();
+        }
+    }
+
+    /// From now on no file can be made in the spool.
+    pub(crate) fn break_spool(&self) {
+        std::fs::remove_dir(self.spool.path().join("tmp")).unwrap();
+    }
+
+    /// One of the worker's counters.
+    pub(crate) fn counter(&mut self, name: &str) -> u64 {
+        self.control.send(&ToChild::Ping).unwrap();
+        match blocking::receive(&mut self.control, Some(PATIENCE)) {
+            Ok((FromChild::Alive(counters), _)) => counters.into_iter().find(|c| c.0 == name).unwrap().1,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// A line of `/proc/PID/status`, in kB.
     pub(crate) fn memory(&self, line: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
