@@ -23,14 +23,14 @@
 //!     A server that cannot be reached, greets with a refusal, or breaks off before content makes room
 //!     for the next address, then the next exchanger; when all failed the job is deferred, and the
 //!     destination reported as down. After content was begun a loss defers the recipients: the message
-//!     may have been taken, so a second copy is possible, as RFC 5321 §4.5.4.1 has it. When the
+//!     may have been taken, so a second copy is possible, as RFC 5321 §6.1 has it. When the
 //!     queue-manager goes away its jobs are dropped, connections and all: it queues them again. Told to
 //!     stop, it finishes transactions under way for ten seconds and defers the rest.
 //!
 //! BUGS
-//!     No TLS yet. An exchanger that has our address under another name is not noticed as ourselves.
-//!     An address that was not reached comes last for a minute, whatever its preference. A recipient deferred by one
-//!     exchanger is not tried at the next within the same attempt. Reading a message's descriptor may
+//!     No TLS yet. An address that was not reached comes last for a minute, whatever its preference. A
+//!     recipient deferred by one exchanger is not tried at the next within the same attempt. A server
+//!     may take content as slowly as 16 KiB in each reply timeout. Reading a message's descriptor may
 //!     wait for the disk.
 
 #![forbid(unsafe_code)]

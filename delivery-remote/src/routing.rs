@@ -68,6 +68,8 @@ pub struct Refusal {
 #[derive(Clone, Debug)]
 pub struct Route {
     ourselves: Domain,
+    /// The domain whose MX records lead the way.
+    by_mx: Option<Domain>,
     seed: u64,
     port: u16,
     ask: Ask,
@@ -117,14 +119,17 @@ impl Route {
     pub fn smtp(nexthop: &Nexthop, ourselves: &Domain, seed: u64) -> Self {
         let mut route = Self::empty(ourselves, seed);
         match nexthop {
-            Nexthop::Mx(domain) => (route.port, route.ask) = (25, Ask::Mx(domain.clone())),
+            Nexthop::Mx(domain) => {
+                route.by_mx = Some(domain.clone());
+                route.ask = Ask::Mx(domain.clone());
+            }
             Nexthop::Host { host, port } => route.host(host, *port),
             Nexthop::Address(address) => route.address(*address),
         }
         route
     }
 
-    /// The way to an LMTP server, which has no MX records (RFC 2033 §5).
+    /// The way to an LMTP server: MX records have no say.
     pub fn lmtp(server: &LmtpServer, ourselves: &Domain, seed: u64) -> Self {
         let mut route = Self::empty(ourselves, seed);
         match server {
@@ -187,7 +192,7 @@ impl Route {
 
     /// The candidate could not be reached, or would not have us (whatever it said: the next may).
     pub fn failed(&mut self, candidate: &Candidate, reply: Reply, remote: bool) {
-        // 521: this host never takes mail (RFC 7504 §3), 556 likewise. Any other refusal to talk may pass.
+        // 521: this host never takes mail (RFC 7504), 556 likewise. Any other refusal to talk may pass.
         let permanent = remote && matches!(reply.code, 521 | 556);
         let weight = if permanent { Weight::Permanent } else { Weight::Server };
         let relay = Some(candidate.relay());
@@ -199,9 +204,27 @@ impl Route {
         self.because(weight, Refusal { permanent, reply, remote, destination_down: true, relay });
     }
 
+    /// The candidate calls itself by our name: what an MX record names is ourselves, under another name or
+    /// at an address of ours. What is behind it is no better (RFC 5321 §5.1). Only routes by MX records
+    /// are held to this: a route to a host is the operator's word.
+    pub fn is_ourselves(&mut self, candidate: &Candidate, its_name: &str) -> bool {
+        let Some(domain) = self.by_mx.clone().filter(|_| is_name(its_name, &self.ourselves)) else {
+            return false;
+        };
+        self.hosts.clear();
+        self.candidates.clear();
+        self.postponed.clear();
+        self.looping(&domain);
+        if let Some((Weight::Permanent, refusal)) = &mut self.reason {
+            refusal.relay = Some(candidate.relay());
+        }
+        true
+    }
+
     fn empty(ourselves: &Domain, seed: u64) -> Self {
         Self {
             ourselves: ourselves.clone(),
+            by_mx: None,
             seed,
             port: 25,
             ask: Ask::Nothing,
@@ -310,6 +333,10 @@ impl Route {
     }
 }
 
+fn is_name(text: &str, domain: &Domain) -> bool {
+    text.strip_suffix('.').unwrap_or(text).eq_ignore_ascii_case(domain.as_str())
+}
+
 /// IPv6 and IPv4 in turn: a family that leads nowhere costs every second try, not all of them.
 fn alternating(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     let (six, four): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_ipv6);
@@ -344,7 +371,7 @@ fn no_such_domain(domain: &Domain) -> Refusal {
     permanent(Reply::new(550, EnhancedCode::new(5, 1, 2), format!("domain {domain} does not exist")))
 }
 
-/// RFC 7505 §4.2.
+/// RFC 7505.
 fn takes_no_mail(domain: &Domain) -> Refusal {
     let text = format!("domain {domain} does not accept mail (null MX)");
     permanent(Reply::new(556, EnhancedCode::new(5, 1, 10), text))

@@ -124,6 +124,20 @@ fn unreachable_servers() {
 }
 
 #[test]
+fn a_connection_that_is_never_made() {
+    use nix::sys::socket::*;
+    let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.connect_timeout = Duration::from_millis(200));
+    // A full queue of connections: the kernel answers no more of them.
+    let (address, held) = nobody();
+    listen(&held, Backlog::new(0).unwrap()).unwrap();
+    let _first = std::net::TcpStream::connect(address).unwrap();
+    rig.send(job(1, smtp(address), &["a@b.test"]), None);
+    let text = rig.results(1)[0].report().reply.to_string();
+    assert!(text.ends_with(": Connection timed out"), "{text}");
+    assert_eq!(rig.counter("connections_now"), 0);
+}
+
+#[test]
 fn the_next_address_is_tried() {
     let (address, _seen) = server(1, usual);
     let mut rig = Rig::new(Protocol::Smtp, |_| {});

@@ -129,7 +129,17 @@ impl Agent {
             let job = connection.job;
             let attempt = job.and_then(|job| self.attempts.get_mut(&job));
             match (event, attempt) {
-                (Event::Ready, Some(_)) => self.transact(host, token),
+                (Event::Ready, Some(attempt)) => {
+                    let name = connection.client.server_name();
+                    if attempt.route.is_ourselves(&connection.candidate, name) {
+                        let job = attempt.job;
+                        connection.job = None;
+                        self.quit(host, token);
+                        self.advance(host, job);
+                    } else {
+                        self.transact(host, token);
+                    }
+                }
                 (Event::Ready, None) => self.quit(host, token),
                 (Event::Unusable { reply, remote }, attempt) => {
                     connection.job = None;

@@ -165,6 +165,34 @@ fn postponed_candidates_come_last_and_once() {
 }
 
 #[test]
+fn ourselves_under_another_name() {
+    let first = |mut route: Route| loop {
+        match route.step() {
+            Step::AskMx(_) => route.answered(mx(&[(1, "alias.test"), (2, "b.test")])),
+            Step::AskAddresses(_) => route.answered(addresses(&["192.0.2.1", "192.0.2.2"])),
+            Step::Connect(candidate) => return (route, candidate),
+            Step::GiveUp(_) => panic!(),
+        }
+    };
+    let (mut route, candidate) = first(by_mx(1));
+    assert!(!route.is_ourselves(&candidate, "them.test") && !route.is_ourselves(&candidate, ""));
+    assert!(route.is_ourselves(&candidate, "US.test."));
+    let Step::GiveUp(refusal) = route.step() else { panic!() };
+    assert!(refusal.permanent && refusal.relay.is_some());
+    assert_eq!(refusal.reply.to_string(), "554 5.4.6 mail for example.org loops back to myself");
+    // A better exchanger did not answer: it may yet.
+    let (mut route, candidate) = first(by_mx(1));
+    route.failed(&candidate, Reply::new(451, None, "refused"), false);
+    let Step::Connect(candidate) = route.step() else { panic!() };
+    assert!(route.is_ourselves(&candidate, "us.test"));
+    assert!(matches!(route.step(), Step::GiveUp(Refusal { permanent: false, .. })));
+    // An operator's route is not doubted.
+    let nexthop = Nexthop::Address("192.0.2.1:25".parse().unwrap());
+    let (mut route, candidate) = first(Route::smtp(&nexthop, &domain("us.test"), 0));
+    assert!(!route.is_ourselves(&candidate, "us.test"));
+}
+
+#[test]
 fn named_hosts_and_sockets() {
     let host = Nexthop::Host { host: domain("a.test"), port: 26 };
     let (tried, _) = follow(Route::smtp(&host, &domain("us.test"), 0), mx(&[]), |_| addresses(&["::1"]));

@@ -33,7 +33,7 @@ impl Extensions {
                 "SMTPUTF8" => found.utf8 = true,
                 "SIZE" => {
                     found.size = true;
-                    // 0 is no fixed limit (RFC 1870 §3).
+                    // 0 is no fixed limit (RFC 1870).
                     found.size_limit = words.next().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
                 }
                 _ => {}

@@ -70,6 +70,7 @@ pub struct Client {
     hostname: Domain,
     state: State,
     extensions: Extensions,
+    server_name: String,
     parser: ReplyParser,
     out: Vec<u8>,
     out_start: usize,
@@ -107,6 +108,7 @@ impl Client {
             hostname,
             state: State::Hello,
             extensions: Extensions::default(),
+            server_name: String::new(),
             parser: ReplyParser::default(),
             out: Vec::new(),
             out_start: 0,
@@ -270,6 +272,11 @@ impl Client {
         self.replies + self.written / PROGRESS
     }
 
+    /// What the server calls itself in its reply to EHLO, LHLO or HELO; empty before that.
+    pub fn server_name(&self) -> &str {
+        &self.server_name
+    }
+
     /// What the server offers.
     pub fn extensions(&self) -> Extensions {
         self.extensions
@@ -334,7 +341,7 @@ impl Client {
         match reply.code / 100 {
             2 => {
                 self.extensions = Extensions::from_reply(&reply);
-                self.ready();
+                self.ready(&reply);
             }
             // A server without extensions (RFC 5321 §3.2). LMTP has no such fallback (RFC 2033 §4.1).
             5 if self.protocol == Protocol::Smtp => {
@@ -348,13 +355,15 @@ impl Client {
 
     fn helo_answered(&mut self, reply: Reply) {
         match reply.code / 100 {
-            2 => self.ready(),
+            2 => self.ready(&reply),
             3 => self.unexpected(reply),
             _ => self.refused(reply),
         }
     }
 
-    fn ready(&mut self) {
+    fn ready(&mut self, reply: &Reply) {
+        let name = reply.lines.first().and_then(|line| line.split(' ').next());
+        self.server_name = name.unwrap_or_default().to_owned();
         self.state = State::Idle;
         self.events.push_back(Event::Ready);
     }

@@ -175,6 +175,7 @@ fn a_message_for_three_with_one_refused() {
         assert_eq!(verdicts(&events), [(1, Failed, 550), (0, Delivered, 250), (2, Delivered, 250)]);
         assert_eq!(events.last(), Some(&Event::Finished));
         assert_eq!(server.contents, [b".a\r\n"]);
+        assert_eq!(client.server_name(), if ehlo.starts_with(b"250") { "mx" } else { "Ok" });
         let mail = server.commands.iter().find(|c| c.starts_with("MAIL")).unwrap();
         let full = "MAIL FROM:<from@a.test> SIZE=10 BODY=8BITMIME";
         assert_eq!(mail, if ehlo == FULL { full } else { "MAIL FROM:<from@a.test>" });
@@ -323,7 +324,12 @@ fn patience() {
     assert_eq!(client.waiting(), Waiting::Room);
     client.written(100);
     assert_eq!(client.waiting(), Waiting::FinalReply);
-    client.input(b"250 Ok\r\n");
+    // Octets are no progress, only whole replies are.
+    let before = client.progress();
+    client.input(b"250 O");
+    assert_eq!(client.progress(), before);
+    client.input(b"k\r\n");
+    assert!(client.progress() > before);
     assert_eq!(client.waiting(), Waiting::Nothing);
 }
 

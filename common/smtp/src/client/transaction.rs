@@ -137,7 +137,7 @@ impl Open {
     }
 }
 
-/// RFC 1870 §6.3: no use in sending it.
+/// RFC 1870: no use in sending it.
 fn too_large(size: u64, limit: u64) -> Reply {
     let text = format!("message size {size} exceeds size limit {limit} of the server");
     Reply::new(552, EnhancedCode::new(5, 3, 4), text)
