@@ -7,9 +7,8 @@
 //!     MX, address literals and `[host]:port` routes), connects, sends, and reports every recipient
 //!     exactly once: delivered, deferred or failed. A connection that served a message is kept for a few
 //!     seconds for the next one to the same destination, for a hundred messages at most. Each result is
-//!     one `Delivery` line in the log.
-//!
-//!     The program is [`Courier`], which is generic over the protocol: postern-lmtp is the same with LMTP.
+//!     one `Delivery` line in the log. The program is [`Courier`], which is generic over the protocol:
+//!     postern-lmtp is the same with LMTP.
 //!
 //! TALKS TO
 //!     queue-manager (`queue_agent`: jobs come, results go), resolver (`resolve`), and servers by TCP;
