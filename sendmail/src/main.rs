@@ -1,5 +1,9 @@
-//! postern-sendmail
+//! sendmail: see the library.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    postern_sendmail::main("sendmail")
+}
