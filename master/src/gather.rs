@@ -22,12 +22,15 @@ pub(crate) struct Gather {
     deadline: Instant,
 }
 
+/// What became of each attempt: `Ok` is a hole, `Err` the errno that closed it.
+pub(crate) type Outcomes = Vec<(Attempt, Result<(), i32>)>;
+
 /// What was asked, and the answers so far, by the place of the program that gave them.
 pub(crate) enum Subject {
     /// Counters, for `postern status`.
     Status(Vec<(usize, Vec<(String, u64)>)>),
     /// What the sandbox prevented.
-    Probe(Vec<(usize, Vec<(Attempt, Result<(), i32>)>)>),
+    Probe(Vec<(usize, Outcomes)>),
     /// Whether a new configuration can be taken: it, its log, and who refused it and why.
     Reload(Box<(Config, OwnedFd)>, Vec<(usize, String)>),
 }

@@ -12,12 +12,12 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use postern_config::Config;
 use postern_event::{Event, Level, Log, LogKind};
 use postern_ipc::control::{ProgramStatus, Reply, Request};
-use postern_ipc::supervise::{Attempt, FromChild, ToChild};
+use postern_ipc::supervise::{FromChild, Handle, ToChild};
 use postern_ipc::{LinkError, Peer, Role, blocking, topology};
 
 use crate::child::{self, Child, Running};
 use crate::control_socket::{Connection, ControlSocket};
-use crate::gather::{Gather, Subject};
+use crate::gather::{Gather, Outcomes, Subject};
 use crate::notify::notify;
 use crate::resources::{self, Resources};
 use crate::{Fatal, identity};
@@ -30,14 +30,29 @@ const CONTROL: Token = Token(1);
 const FIRST_CHILD: usize = 2;
 const FIRST_CONNECTION: usize = 1 << 16;
 
+/// Links that go with `Start`; a packet holds 32 descriptors, and the rest follow one by one.
+const LINKS_AT_START: usize = 8;
+
 /// The order in which programs are stopped: first nothing new comes in, then what is being delivered is
 /// finished with the agents' help, then the rest goes. A stage that takes longer than its patience is
 /// killed; nothing is lost by it.
-const STAGES: [(fn(Role) -> bool, Duration); 3] = [
-    (|role| role == Role::Smtpd, Duration::from_secs(15)),
-    (|role| role == Role::QueueManager, Duration::from_secs(20)),
-    (|_| true, Duration::from_secs(15)),
+const STAGES: [Stage; 3] = [
+    Stage { who: Some(Role::Smtpd), patience: Duration::from_secs(15) },
+    Stage { who: Some(Role::QueueManager), patience: Duration::from_secs(20) },
+    Stage { who: None, patience: Duration::from_secs(15) },
 ];
+
+/// Some programs, or all, that are stopped together.
+struct Stage {
+    who: Option<Role>,
+    patience: Duration,
+}
+
+impl Stage {
+    fn has(&self, role: Role) -> bool {
+        self.who.is_none_or(|who| who == role)
+    }
+}
 
 /// The running system.
 pub(crate) struct Supervisor {
@@ -208,8 +223,11 @@ impl Supervisor {
             child::part(&self.config, peer.role).map_err(|e| failed(&e))?,
             self.log_descriptor.try_clone().map_err(|e| failed(&e))?,
         ];
-        let (handles, handed): (Vec<_>, Vec<_>) =
-            self.resources.handles(peer.role).map_err(|e| failed(&e))?.into_iter().unzip();
+        let mut handles = self.resources.handles(peer.role).map_err(|e| failed(&e))?;
+        let mut links = self.connect(place).map_err(|e| failed(&e))?;
+        let later = links.split_off(links.len().min(LINKS_AT_START));
+        handles.extend(links.into_iter().map(|(neighbour, socket)| (Handle::Link(neighbour), socket)));
+        let (handles, handed): (Vec<_>, Vec<_>) = handles.into_iter().unzip();
         descriptors.extend(handed);
         let start =
             ToChild::Start { me: peer, handles, identity: identity::of(peer.role)?, log: self.log_kind };
@@ -217,26 +235,29 @@ impl Supervisor {
         let pid = running.process.id();
         self.children[place].running = Some(running);
         self.tell(place, &start, descriptors);
+        for (neighbour, socket) in later {
+            self.tell(place, &ToChild::Linked(neighbour), vec![socket]);
+        }
         self.log.emit(&Event::ProgramStarted { program: &peer.to_string(), pid });
-        self.wire(place).map_err(|e| failed(&e))
+        Ok(())
     }
 
-    /// Connects a program that has just been started with every neighbour that lives. One that does not
-    /// live yet is connected when it is started.
-    fn wire(&mut self, place: usize) -> std::io::Result<()> {
+    /// Makes a link to every neighbour that lives, and tells the neighbour: our ends. A neighbour that
+    /// does not live yet is connected when it is started.
+    fn connect(&mut self, place: usize) -> std::io::Result<Vec<(Peer, OwnedFd)>> {
         let me = self.children[place].peer;
+        let mut links = Vec::new();
         for neighbour in topology::neighbours(me.role) {
             for other in 0..self.children.len() {
                 if self.children[other].peer.role != neighbour || self.children[other].running.is_none() {
                     continue;
                 }
-                let (mine, theirs) = blocking::pair()?;
-                let peer = self.children[other].peer;
-                self.tell(place, &ToChild::Linked(peer), vec![mine]);
+                let (ours, theirs) = blocking::pair()?;
+                links.push((self.children[other].peer, ours));
                 self.tell(other, &ToChild::Linked(me), vec![theirs]);
             }
         }
-        Ok(())
+        Ok(links)
     }
 
     /// Says something to a program. One that cannot be told is dying: its death will be seen.
@@ -372,10 +393,9 @@ impl Supervisor {
     }
 
     fn stop_stage(&mut self, stage: usize, failed: bool) {
-        let (chosen, patience) = STAGES[stage];
-        self.phase = Phase::Stopping { stage, kill_at: Instant::now() + patience, failed };
+        self.phase = Phase::Stopping { stage, kill_at: Instant::now() + STAGES[stage].patience, failed };
         for place in 0..self.children.len() {
-            if chosen(self.children[place].peer.role) {
+            if STAGES[stage].has(self.children[place].peer.role) {
                 self.tell(place, &ToChild::Stop, Vec::new());
             }
         }
@@ -560,7 +580,7 @@ impl Supervisor {
     }
 }
 
-fn probed(peer: Peer, attempts: Vec<(Attempt, Result<(), i32>)>) -> Reply {
+fn probed(peer: Peer, attempts: Outcomes) -> Reply {
     Reply::Probed { program: peer.to_string(), attempts }
 }
 
