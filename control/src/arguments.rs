@@ -34,6 +34,9 @@ pub(crate) enum Command {
     /// Look into the queue and change it
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// Verify the queue's files, repair them, or take the messages away
+    #[command(subcommand)]
+    Spool(SpoolCommand),
     /// Read the configuration anew
     Reload,
     /// Stop the system; returns when it is down
@@ -69,6 +72,16 @@ pub(crate) enum QueueCommand {
         #[arg(value_parser = queue_id)]
         id: QueueId,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SpoolCommand {
+    /// Read every file and tell what is damaged
+    Check,
+    /// With the system stopped: set damaged files aside, take in what a crash left
+    Repair,
+    /// Write every message to a directory as ID.eml and ID.envelope.json
+    Export { directory: PathBuf },
 }
 
 fn queue_id(text: &str) -> Result<QueueId, String> {

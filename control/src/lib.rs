@@ -3,7 +3,8 @@
 //!
 //! WHAT IT DOES
 //!     The one command an administrator types. `run` and `start` execute postern-master; everything else
-//!     asks the running system at its control socket, which the configuration's `runtime` names. Tables
+//!     asks the running system at its control socket, which the configuration's `runtime` names; but
+//!     `spool` reads the queue's files itself, with or without a system. Tables
 //!     for people, `--json` for programs.
 //!
 //! TRUST
@@ -17,6 +18,7 @@
 
 mod arguments;
 mod queue;
+mod spool;
 mod start;
 mod status;
 mod table;
@@ -79,6 +81,7 @@ fn obey(arguments: &Arguments) -> Result<(), Failure> {
         Command::Status => status::status(&load(path)?, arguments.json),
         Command::Probe => status::probe(&load(path)?, arguments.json),
         Command::Queue(command) => queue::queue(&load(path)?, command, arguments.json),
+        Command::Spool(command) => spool::spool(&load(path)?, command, arguments.json),
         Command::Reload => simple(&load(path)?, &Request::Reload, arguments.json),
         Command::Stop => {
             simple(&load(path)?, &Request::Stop, arguments.json)?;

@@ -93,7 +93,7 @@ fn state(state: MessageState, now: Timestamp) -> String {
     }
 }
 
-fn time(at: Timestamp) -> String {
+pub(crate) fn time(at: Timestamp) -> String {
     let instant = i64::try_from(at.0).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
     instant.map_or("?".into(), |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }

@@ -46,6 +46,7 @@ mod recover;
 #[cfg(test)]
 mod samples;
 mod stream;
+mod verify;
 mod writer;
 
 pub use commit::{write_one, write_one_probed};
@@ -59,4 +60,5 @@ pub use recover::{
     ADOPT_AFTER, DIRECTORIES, Found, Listing, Rescued, SWEEP_AFTER, age, classify, create_directories, list,
     remove, rescue, set_aside, sweep_temporary, sync_directory,
 };
+pub use verify::{LogTail, RecipientState, Verified, verify};
 pub use writer::{Completion, NewMessage, STREAM_ABOVE, WriteError, Writer, WriterDirs};

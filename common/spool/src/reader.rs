@@ -15,9 +15,12 @@ use crate::format::{self, BLOCK, FOOT_LEN, Foot, HEAD_LEN, Stored};
 use crate::id::QueueId;
 use crate::log::{self, LogEntry, LogRecord, Step};
 use crate::record::FormatError;
+use crate::verify::LogTail;
 
 /// How much of the end of a file is read at once: of a small message, index, foot and log.
 const WINDOW: u64 = 16 * 1024;
+/// How far behind the end of a log records are looked for.
+const TORN_MAX: u64 = 64 * 1024;
 
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +123,14 @@ impl SpoolFile {
         Ok(body)
     }
 
+    /// Reads one body as it stands, right or not: for a human who has nothing better.
+    pub fn read_damaged_body(&self, n: usize) -> Result<Vec<u8>, ReadError> {
+        let stored = self.stored(n)?;
+        let mut body = vec![0; usize::try_from(stored.length).map_err(io::Error::other)?];
+        read_exact(&self.file, &mut body, stored.offset, "a body is cut short")?;
+        Ok(body)
+    }
+
     /// Reads one body in pieces and checks it.
     pub(crate) fn check_body(&self, n: usize) -> Result<(), ReadError> {
         let stored = self.stored(n)?;
@@ -168,6 +179,35 @@ impl SpoolFile {
         }
         self.log_end += bytes.len() as u64;
         Ok(())
+    }
+
+    /// What stands behind the log's last record.
+    pub fn log_tail(&self) -> io::Result<LogTail> {
+        let size = self.file.metadata()?.len();
+        let rest = size.saturating_sub(self.log_end);
+        if rest == 0 {
+            return Ok(LogTail::Clean);
+        }
+        let mut tail = Tail { file: &self.file, size, base: 0, bytes: Vec::new() };
+        tail.load(self.log_end, rest.min(TORN_MAX))?;
+        // A record is valid at its own place only: one that is found here was written here.
+        let found = (0..tail.bytes.len()).any(|at| {
+            let bytes = tail.bytes.get(at..).unwrap_or(&[]);
+            matches!(log::decode(bytes, self.id, self.log_end + at as u64), Ok(Step::Record(..)))
+        });
+        Ok(if found { LogTail::Damaged(rest) } else { LogTail::Torn(rest) })
+    }
+
+    /// Cuts off what stands behind the log's last record, and syncs.
+    pub fn cut_log(&mut self) -> io::Result<()> {
+        self.file.set_len(self.log_end)?;
+        self.torn = false;
+        self.file.sync_all()
+    }
+
+    /// Whether this is the name the writer gave it.
+    pub(crate) fn is_named(&self, name: &str) -> bool {
+        self.id.to_string() == name
     }
 
     /// Puts the log on stable storage: fdatasync.
