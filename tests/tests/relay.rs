@@ -127,7 +127,9 @@ fn exchangers_are_tried_by_preference() {
     let relay = system.attempted(&id, "sent")["relay"].as_str().unwrap().to_owned();
     assert!(relay.starts_with(&format!("b.test[{}]:25", second.ip)), "{relay}");
 
-    // One that greets with 4yz is passed by, too.
+    // One that greets with 4yz is passed by, too. (A new system: it has no connection that it could use again.)
+    drop(system);
+    let system = System::builder().relay().dns(nsd.address()).fast_retries().start();
     sink.behave(|command| match command {
         "CONNECT" => Answer::Say("421 4.3.2 Not now".into()),
         _ => Answer::Usual,
