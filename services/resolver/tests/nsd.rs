@@ -10,7 +10,13 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
 use postern_address::Domain;
-use postern_ipc::resolve::{DnsError, Query, RecordData, Records};
+use postern_config::ResolverPart;
+use postern_daemon::{Host, Program};
+use postern_event::{Log, LogKind};
+use postern_ipc::resolve::{Answer, DnsError, Query, Question, RecordData, Records};
+use postern_ipc::supervise::Handle;
+use postern_ipc::{Link, Peer, Role, blocking};
+use postern_resolver::Resolver;
 use postern_resolver::cache::Outcome;
 use postern_resolver::upstream::Upstream;
 
@@ -241,4 +247,97 @@ fn a_dead_server_is_passed_over() {
     assert!(matches!(outcome.result, Err(DnsError::Temporary(_))), "{outcome:?}");
     assert!(begun.elapsed() < Duration::from_secs(12));
     assert_eq!(outcome.keep, 0);
+}
+
+/// The whole program, with neighbours but without master and sandbox.
+struct Rig {
+    poll: Poll,
+    host: Host,
+    program: Resolver,
+}
+
+impl Rig {
+    fn new(servers: Vec<SocketAddr>, askers: &[Role]) -> (Self, Vec<Link<Question, Answer>>) {
+        let poll = Poll::new().unwrap();
+        let waker = Arc::new(Waker::new(poll.registry(), Token(1)).unwrap());
+        let log = Log::new(std::fs::File::create("/dev/null").unwrap().into(), LogKind::Text, "resolver");
+        let registry = poll.registry().try_clone().unwrap();
+        let mut host = Host::new(Peer::only(Role::Resolver), log, false, registry, waker);
+        let (mut links, mut handles) = (Vec::new(), Vec::new());
+        for role in askers {
+            let (ours, theirs) = blocking::pair().unwrap();
+            links.push(Link::new(ours));
+            handles.push((Handle::Link(Peer::only(*role)), theirs));
+        }
+        let program = Resolver::start(&mut host, ResolverPart { servers }, handles).unwrap();
+        (Self { poll, host, program }, links)
+    }
+
+    fn turn(&mut self) {
+        let mut events = Events::with_capacity(64);
+        self.poll.poll(&mut events, Some(Duration::from_secs(30))).unwrap();
+        assert!(!events.is_empty(), "nothing happens");
+        self.host.tick();
+        for event in events.iter().filter(|event| event.token() != Token(1)) {
+            self.program.ready(&mut self.host, event.token(), event);
+        }
+        let _ = self.program.turn(&mut self.host);
+    }
+
+    fn hear(&mut self, link: &mut Link<Question, Answer>, count: usize) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        while answers.len() < count {
+            self.turn();
+            link.flush().unwrap();
+            while let Some((answer, _)) = link.receive().unwrap() {
+                answers.push(answer);
+            }
+        }
+        answers
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        self.program.counters().into_iter().find(|(key, _)| key == name).unwrap().1
+    }
+}
+
+#[test]
+fn one_cache_for_all_who_ask() {
+    let Some(nsd) = Nsd::start() else { return };
+    let (mut rig, mut links) = Rig::new(vec![nsd.address], &[Role::DeliveryRemote, Role::Verify]);
+    let mx = Query::Mx(domain("mx.test"));
+    for id in 0..500 {
+        links[0].send(&Question { id, query: mx.clone() }).unwrap();
+    }
+    let mut answers = rig.hear(&mut links[0], 500);
+    answers.sort_by_key(|answer| answer.id);
+    assert!(answers.iter().map(|answer| answer.id).eq(0..500));
+    assert!(answers.iter().all(|answer| answer.result.is_ok()));
+    links[1].send(&Question { id: 7, query: mx }).unwrap();
+    assert_eq!(rig.hear(&mut links[1], 1)[0].id, 7);
+    links[1].send(&Question { id: 8, query: Query::Mx(domain("missing.test")) }).unwrap();
+    assert_eq!(rig.hear(&mut links[1], 1)[0].result, Err(DnsError::NoSuchName));
+    assert_eq!((rig.counter("questions"), rig.counter("kept")), (502, 2));
+    // Other servers, other answers.
+    rig.program.reload(&mut rig.host, ResolverPart { servers: vec![nsd.address] });
+    assert_eq!(rig.counter("kept"), 0);
+}
+
+#[test]
+fn a_successor_hears_nothing_of_its_predecessor() {
+    // Nobody answers, so the first question is under way for long.
+    let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let (mut rig, mut links) = Rig::new(vec![silent.local_addr().unwrap()], &[Role::DeliveryRemote]);
+    links[0].send(&Question { id: 1, query: Query::Mx(domain("mx.test")) }).unwrap();
+    rig.turn();
+    assert_eq!(rig.counter("under way"), 1);
+    let (ours, theirs) = blocking::pair().unwrap();
+    let mut successor = Link::<Question, Answer>::new(ours);
+    rig.program.linked(&mut rig.host, Peer::only(Role::DeliveryRemote), theirs);
+    // Asked to stop, it waits for what is under way; the answer is for nobody.
+    rig.program.stop(&mut rig.host);
+    while !rig.host.is_finished() {
+        rig.turn();
+    }
+    assert!(successor.receive().unwrap().is_none());
 }
