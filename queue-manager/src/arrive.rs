@@ -94,15 +94,17 @@ impl QueueManager {
     fn adopt(&mut self, host: &mut Host, file: QueueId, messages: Vec<FoundMessage>, new: bool) {
         self.store.adopt(file, messages.len() as u16);
         for message in messages {
-            let FoundMessage { id, number, finished, attempts, until, held } = message;
+            let FoundMessage { id, number, finished, arrival, was_deferred, until, held } = message;
             let place = Place { file, number };
             if finished {
                 self.remove_finished(host, id, place);
                 continue;
             }
-            let known = if new && attempts == 0 && !held {
+            let known = if new && !was_deferred && !held {
                 !self.scheduler.arrive(id, place)
             } else {
+                let elapsed = until.0.saturating_sub(arrival.0);
+                let attempts = if was_deferred { attempts(elapsed, &self.config.limits) } else { 0 };
                 !self.scheduler.recover(id, place, attempts, until, held)
             };
             if known {
@@ -270,5 +272,29 @@ impl QueueManager {
                 self.trouble(host, &format!("drop/{name}"), &format!("waits, cannot be taken now: {error}"));
             }
         }
+    }
+}
+
+/// How many attempts a message had that is due so long after its arrival: the delays double, so that they
+/// sum up to the first one times 2^n - 1. (The log keeps the last deferral alone.)
+fn attempts(elapsed: u64, limits: &postern_config::QueueLimits) -> u8 {
+    let first = u64::try_from(limits.retry_first.as_millis()).unwrap_or(u64::MAX).max(1);
+    (elapsed / first).saturating_add(1).ilog2().clamp(1, 40) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_by_age() {
+        let limits = postern_config::QueueLimits {
+            lifetime: Duration::from_secs(1000),
+            bounce_lifetime: Duration::from_secs(1000),
+            retry_first: Duration::from_millis(10),
+            retry_most: Duration::from_secs(10),
+        };
+        let attempts = [0, 11, 35, 80, 160, u64::MAX].map(|elapsed| attempts(elapsed, &limits));
+        assert_eq!(attempts, [1, 1, 2, 3, 4, 40]);
     }
 }

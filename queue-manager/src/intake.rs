@@ -113,8 +113,10 @@ pub struct FoundMessage {
     pub number: u16,
     /// Every recipient is done.
     pub finished: bool,
-    /// Attempts so far.
-    pub attempts: u8,
+    /// When it arrived.
+    pub arrival: Timestamp,
+    /// It was tried before.
+    pub was_deferred: bool,
     /// When it is due.
     pub until: Timestamp,
     /// It is held.
@@ -188,7 +190,8 @@ pub fn read(file: &SpoolFile) -> Vec<FoundMessage> {
             id: stored.id,
             number,
             finished: replay.unfinished(stored).next().is_none(),
-            attempts: replay.attempts,
+            arrival: stored.envelope.arrival,
+            was_deferred: replay.was_deferred(),
             until: replay.next(stored),
             held: replay.held,
         }
@@ -286,3 +289,6 @@ impl Troubles {
         self.0.remove(file);
     }
 }
+
+#[cfg(test)]
+mod tests;

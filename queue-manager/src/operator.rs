@@ -161,7 +161,7 @@ fn summary(
     let file = store.fresh(place.file)?;
     let replay = Replay::new(file.log(), place.number);
     let stored = stored(file.messages(), place)?;
-    let why = |n: u32| replay.deferred.get(&n).map(|(_, why)| why.chars().take(REASON_MAX).collect());
+    let why = |n: u32| replay.why(n).map(|why| why.chars().take(REASON_MAX).collect());
     let unfinished = replay.unfinished(stored);
     let summary = MessageSummary {
         id,
@@ -197,11 +197,11 @@ pub(crate) fn detail(
     header.truncate(postern_message::body_offset(&header).min(HEADER_SHOWN));
     let (mut recipients, mut size) = (Vec::new(), 0);
     for (n, recipient) in (0u32..).zip(&stored(file.messages(), place)?.envelope.recipients) {
-        let words: String = match (replay.finished.get(&n), replay.deferred.get(&n)) {
+        let words: String = match (replay.finished.get(&n), replay.why(n)) {
             (Some(DoneStatus::Delivered), _) => "delivered".into(),
             (Some(DoneStatus::Failed), _) => "failed and reported".into(),
             (Some(DoneStatus::Removed), _) => "removed".into(),
-            (None, Some((_, why))) => {
+            (None, Some(why)) => {
                 format!("deferred: {}", why.chars().take(REASON_MAX).collect::<String>())
             }
             (None, None) => "waiting".into(),

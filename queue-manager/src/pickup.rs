@@ -134,7 +134,8 @@ fn check(cur: BorrowedFd<'_>, name: &str) -> Result<SpoolFile, Refusal> {
             return Err(Refusal::Unfit(format!("of a newer format ({version})")));
         }
     }
-    let file = SpoolFile::open(cur, name).map_err(|error| match error {
+    // What its owner may have put behind the foot is not looked at.
+    let file = SpoolFile::open_dropped(cur, name).map_err(|error| match error {
         ReadError::Io(error) => Refusal::Later(error),
         error => Refusal::Unfit(error.to_string()),
     })?;
@@ -323,3 +324,6 @@ pub fn refuse(drop: BorrowedFd<'_>, name: &str, corrupt: BorrowedFd<'_>) -> io::
 pub fn taken(drop: &impl AsFd, name: QueueId) -> io::Result<()> {
     postern_spool::remove(drop.as_fd(), &name.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,10 +14,8 @@ pub struct Replay {
     pub finished: BTreeMap<u32, DoneStatus>,
     /// Final addresses of the others that are done.
     done: BTreeMap<u32, Vec<Mailbox>>,
-    /// The last deferral of each recipient: until when, and why.
-    pub deferred: BTreeMap<u32, (Timestamp, String)>,
-    /// Deferrals of the recipient that has most of them.
-    pub attempts: u8,
+    /// The last deferral of each delivery that is not done: until when, and why.
+    deferred: BTreeMap<(u32, Option<Mailbox>), (Timestamp, String)>,
     /// An operator holds it.
     pub held: bool,
 }
@@ -26,21 +24,17 @@ impl Replay {
     /// Reads the records of message `number`.
     pub fn new(log: &[LogRecord], number: u16) -> Self {
         let mut replay = Self::default();
-        let mut counts: BTreeMap<(u32, Option<&Mailbox>), u8> = BTreeMap::new();
         for record in log.iter().filter(|record| record.message == number) {
             match &record.what {
                 LogEntry::Done { recipient, address: None, status } => {
                     replay.finished.insert(*recipient, *status);
-                    replay.deferred.remove(recipient);
                 }
                 LogEntry::Done { recipient, address: Some(address), .. } => {
+                    replay.deferred.remove(&(*recipient, Some(address.clone())));
                     replay.done.entry(*recipient).or_default().push(address.clone());
                 }
                 LogEntry::Deferred { recipient, address, until, reply } => {
-                    let count = counts.entry((*recipient, address.as_ref())).or_default();
-                    *count = count.saturating_add(1);
-                    replay.attempts = replay.attempts.max(*count);
-                    replay.deferred.insert(*recipient, (*until, reply.clone()));
+                    replay.deferred.insert((*recipient, address.clone()), (*until, reply.clone()));
                 }
                 LogEntry::Held => replay.held = true,
                 LogEntry::Released => replay.held = false,
@@ -57,8 +51,22 @@ impl Replay {
 
     /// When to try next: at once where a recipient was never deferred.
     pub fn next(&self, stored: &Stored) -> Timestamp {
-        let until = |n| self.deferred.get(&n).map_or(Timestamp(0), |(until, _)| *until);
+        let until = |n| self.deferrals(n).map(|(until, _)| *until).min().unwrap_or_default();
         self.unfinished(stored).map(|(n, _)| until(n)).min().unwrap_or_default()
+    }
+
+    /// The message was tried before.
+    pub fn was_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
+    /// Why a recipient does not have it yet, as far as it was tried.
+    pub fn why(&self, recipient: u32) -> Option<&str> {
+        self.deferrals(recipient).max_by_key(|(until, _)| *until).map(|(_, why)| why.as_str())
+    }
+
+    fn deferrals(&self, recipient: u32) -> impl Iterator<Item = &(Timestamp, String)> {
+        self.deferred.iter().filter(move |((n, _), _)| *n == recipient).map(|(_, deferral)| deferral)
     }
 
     /// For an attempt.
@@ -117,7 +125,8 @@ mod tests {
         ];
         let log = log.map(|(message, what)| LogRecord { message, what });
         let replay = Replay::new(&log, 0);
-        assert!(replay.held && replay.attempts == 2);
+        assert!(replay.held && replay.was_deferred());
+        assert_eq!((replay.why(0), replay.why(2)), (None, Some("450")));
         assert_eq!(replay.next(&stored), Timestamp(80));
         let loaded = replay.loaded(&stored);
         assert!(loaded.null_sender);
