@@ -74,6 +74,36 @@ pub struct Attempt<'a> {
     pub reply: &'a Reply,
 }
 
+/// The names of all events, for the test that keeps `docs/events.md` complete: add a new variant's here.
+#[cfg(test)]
+pub(crate) const NAMES: [&str; 25] = [
+    "started",
+    "listening",
+    "ready",
+    "program-started",
+    "program-died",
+    "reloaded",
+    "stopping",
+    "stopped",
+    "sandboxed",
+    "link-lost",
+    "connect",
+    "disconnect",
+    "reject",
+    "accepted",
+    "spool-refused",
+    "active",
+    "picked-up",
+    "bounce-queued",
+    "bounce-dropped",
+    "removed",
+    "operator",
+    "corrupt",
+    "recovered",
+    "delivery",
+    "note",
+];
+
 /// What happened. The session or queue id comes first in each line that has one.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {

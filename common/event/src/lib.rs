@@ -26,6 +26,8 @@
 mod event;
 mod json;
 mod log;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub use event::{Attempt, Client, Event, Level, SessionId, Status};

@@ -203,3 +203,137 @@ fn severity(level: Level) -> Severity {
         Level::Fatal => Severity::LOG_CRIT,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    fn lines(text: &str) -> Vec<&str> {
+        text.lines().collect()
+    }
+
+    fn note(log: &mut Log, text: &str) {
+        log.note(Level::Info, None, text);
+    }
+
+    #[test]
+    fn a_file_gets_whole_lines_once_a_turn() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let open = || OwnedFd::from(File::options().append(true).create(true).open(&path).unwrap());
+        let mut log = Log::new(open(), LogKind::Text, "smtpd");
+        note(&mut log, "one");
+        log.note(Level::Debug, None, "not shown");
+        log.note(Level::Warning, Some("ID"), "two");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "", "gathered");
+        log.flush();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let head = format!(" postern/smtpd[{}]: ", std::process::id());
+        let (time, first) = text.split_at(24);
+        assert!(time.ends_with('Z') && time.parse::<Timestamp>().is_ok(), "{time}");
+        assert_eq!(lines(first)[0], format!("{head}one"));
+        assert!(lines(&text)[1].ends_with(&format!("{head}ID: warning: two")), "{text}");
+
+        // Rotated: the next goes to the new file.
+        std::fs::rename(&path, directory.path().join("log.1")).unwrap();
+        log.replace(open());
+        note(&mut log, "three");
+        log.flush();
+        assert!(std::fs::read_to_string(&path).unwrap().ends_with("three\n"));
+    }
+
+    #[test]
+    fn it_writes_by_itself_when_much_is_gathered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let mut log = Log::new(File::create(&path).unwrap().into(), LogKind::Json, "smtpd");
+        (0..1000).for_each(|n| note(&mut log, &format!("{n}: {}", "x".repeat(100))));
+        assert!(std::fs::metadata(&path).unwrap().len() > 100_000);
+        log.flush();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (n, line) in text.lines().enumerate() {
+            let object: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert!(object["text"].as_str().unwrap().starts_with(&format!("{n}: ")));
+        }
+    }
+
+    #[test]
+    fn a_full_pipe_loses_lines_and_says_how_many() {
+        let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        let mut log = Log::new(writer, LogKind::Json, "smtpd");
+        let line = "x".repeat(1000);
+        for _ in 0..1000 {
+            note(&mut log, &line);
+            log.flush();
+        }
+        assert!(log.gathered.len() <= KEEP && log.dropped > 0 && !log.take_broken());
+        let mut text = Vec::new();
+        let mut reader = File::from(reader);
+        while !log.gathered.is_empty() {
+            let _ = reader.read_to_end(&mut text);
+            log.flush();
+        }
+        let _ = reader.read_to_end(&mut text);
+        let text = String::from_utf8(text).unwrap();
+        let objects: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let last = objects.last().unwrap()["text"].as_str().unwrap();
+        let lost: usize = last.split("no more: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        assert_eq!(objects.len() - 1 + lost, 1000, "{last}");
+    }
+
+    #[test]
+    fn syslog_that_is_slow_and_that_restarts() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("dev-log");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        daemon.set_nonblocking(true).unwrap();
+        let connect = || {
+            let socket = UnixDatagram::unbound().unwrap();
+            socket.connect(&path).unwrap();
+            OwnedFd::from(socket)
+        };
+        let heard = |daemon: &UnixDatagram| {
+            let mut buffer = [0; 8192];
+            let length = daemon.recv(&mut buffer).ok()?;
+            Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        };
+        let mut log = Log::new(connect(), LogKind::Syslog, "smtpd");
+        log.note(Level::Error, Some("ID"), "first\nforged");
+        note(&mut log, "second");
+        log.flush();
+        let line = heard(&daemon).unwrap();
+        // 19: facility mail (2), severity error (3).
+        assert!(line.starts_with("<19>"), "{line}");
+        let tag = format!(" postern/smtpd[{}]: ID: error: first\\nforged", std::process::id());
+        assert!(line.ends_with(&tag), "{line}");
+        assert!(heard(&daemon).unwrap().ends_with("second"), "a datagram a line");
+
+        // It reads nothing: what its queue does not take waits here, and nothing blocks.
+        (0..100).for_each(|n| note(&mut log, &format!("line {n}")));
+        log.flush();
+        assert!(!log.gathered.is_empty() && !log.take_broken());
+        let mut count = 0;
+        while count < 100 {
+            log.flush();
+            while heard(&daemon).is_some_and(|line| line.ends_with(&format!("line {count}"))) {
+                count += 1;
+            }
+        }
+
+        // It restarts: master is asked once for a new socket, and what was said meanwhile is not lost.
+        drop(daemon);
+        std::fs::remove_file(&path).unwrap();
+        note(&mut log, "meanwhile");
+        log.flush();
+        assert!(log.take_broken() && !log.take_broken());
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        daemon.set_nonblocking(true).unwrap();
+        log.replace(connect());
+        assert!(heard(&daemon).unwrap().ends_with("meanwhile"));
+    }
+}

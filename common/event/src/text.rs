@@ -250,7 +250,7 @@ mod tests {
             (10_000, "10"),
             (86_400_000, "86400"),
         ] {
-            assert_eq!(Seconds(ms).to_string().replace("1.9", "1.9"), text, "{ms}");
+            assert_eq!(Seconds(ms).to_string(), text, "{ms}");
         }
     }
 
