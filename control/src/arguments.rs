@@ -100,6 +100,6 @@ mod tests {
         Arguments::command().debug_assert();
         assert!(Arguments::try_parse_from(["postern", "queue", "hold", "nonsense"]).is_err());
         let parsed = Arguments::try_parse_from(["postern", "queue", "list", "--json", "-c", "/x"]).unwrap();
-        assert!(parsed.json && parsed.config == PathBuf::from("/x"));
+        assert!(parsed.json && parsed.config == *"/x");
     }
 }
