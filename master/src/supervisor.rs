@@ -1,4 +1,6 @@
-//! The loop: signals, children, the control socket.
+//! The loop: signals, children, time.
+
+mod commands;
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,13 +13,12 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use postern_config::Config;
 use postern_event::{Event, Level, Log, LogKind};
-use postern_ipc::control::{ProgramStatus, Reply, Request};
 use postern_ipc::supervise::{FromChild, Handle, ToChild};
 use postern_ipc::{LinkError, Peer, Role, blocking, topology};
 
 use crate::child::{self, Child, Running};
 use crate::control_socket::{Connection, ControlSocket};
-use crate::gather::{Gather, Outcomes, Subject};
+use crate::gather::Gather;
 use crate::notify::notify;
 use crate::resources::{self, Resources};
 use crate::{Fatal, identity};
@@ -196,9 +197,8 @@ impl Supervisor {
             self.conclude(gather);
         }
         if let Phase::Stopping { stage, kill_at, failed } = self.phase {
-            let (chosen, _) = STAGES[stage];
-            let mut left =
-                self.children.iter_mut().filter(|c| chosen(c.peer.role) && c.running.is_some()).peekable();
+            let of_stage = |child: &&mut Child| STAGES[stage].has(child.peer.role) && child.running.is_some();
+            let mut left = self.children.iter_mut().filter(of_stage).peekable();
             if left.peek().is_none() && stage + 1 < STAGES.len() {
                 self.stop_stage(stage + 1, failed);
             } else if kill_at <= now {
@@ -400,208 +400,6 @@ impl Supervisor {
             }
         }
     }
-
-    // Reload.
-
-    fn begin_reload(&mut self, connection: Option<Token>) {
-        if let Err(why) = self.try_begin_reload(connection) {
-            self.log.emit(&Event::Reloaded { outcome: Err(&why) });
-            self.answer(connection, Reply::Refused(why));
-        }
-    }
-
-    fn try_begin_reload(&mut self, connection: Option<Token>) -> Result<(), String> {
-        if self.phase != Phase::Running {
-            return Err("the system is starting or stopping".into());
-        }
-        if self.gathers.iter().any(|gather| matches!(gather.subject, Subject::Reload(..))) {
-            return Err("another reload is under way".into());
-        }
-        let config = postern_config::load(&self.config_path).map_err(|e| e.to_string())?;
-        if let Some(what) = fixed_part_that_differs(&self.config, &config) {
-            return Err(format!("{what} cannot change while the system runs: stop it and start it again"));
-        }
-        let (log, _) = resources::log(&config.log).map_err(|e| e.to_string())?;
-        for place in 0..self.children.len() {
-            let role = self.children[place].peer.role;
-            let part = child::part(&config, role).map_err(|e| e.to_string())?;
-            self.tell(place, &ToChild::Prepare, vec![part]);
-        }
-        let subject = Subject::Reload(Box::new((config, log)), Vec::new());
-        self.gathers.push(Gather::new(connection, subject, 0..self.children.len(), Instant::now()));
-        Ok(())
-    }
-
-    fn finish_reload(
-        &mut self,
-        connection: Option<Token>,
-        config: Config,
-        log: OwnedFd,
-        refusals: Vec<(usize, String)>,
-    ) {
-        if !refusals.is_empty() {
-            let words: Vec<_> = refusals
-                .iter()
-                .map(|(place, why)| format!("{}: {why}", self.children[*place].peer))
-                .collect();
-            (0..self.children.len()).for_each(|place| self.tell(place, &ToChild::Abort, Vec::new()));
-            self.log.emit(&Event::Reloaded { outcome: Err(&words.join("; ")) });
-            self.answer(connection, Reply::Refused(words.join("; ")));
-            return;
-        }
-        for place in 0..self.children.len() {
-            let log = log.try_clone().into_iter().collect();
-            self.tell(place, &ToChild::Commit, log);
-        }
-        if let Ok(own) = log.try_clone() {
-            self.log.replace(own);
-        }
-        self.log_descriptor = log;
-        self.config = config;
-        self.log.emit(&Event::Reloaded { outcome: Ok(()) });
-        self.answer(connection, Reply::Done("configuration reloaded".into()));
-    }
-
-    // The control socket.
-
-    fn take_callers(&mut self) {
-        loop {
-            match self.control.accept() {
-                Ok(None) => return,
-                Ok(Some(connection)) => {
-                    let token = Token(self.next_connection);
-                    self.next_connection += 1;
-                    if watch(&self.poll, &connection.link, token).is_ok() {
-                        self.connections.insert(token, connection);
-                    }
-                }
-                Err(error) => {
-                    self.log.note(Level::Warning, None, &format!("control socket: {error}"));
-                    return;
-                }
-            }
-        }
-    }
-
-    fn hear_caller(&mut self, token: Token) {
-        loop {
-            let Some(connection) = self.connections.get_mut(&token) else { return };
-            match connection.link.flush().and_then(|()| connection.link.receive()) {
-                Ok(None) => return,
-                Ok(Some((request, _))) => self.serve(token, request),
-                // It has heard enough, or spoke nonsense.
-                Err(_) => drop(self.connections.remove(&token)),
-            }
-        }
-    }
-
-    fn serve(&mut self, token: Token, request: Request) {
-        let may_change = self.connections.get(&token).is_some_and(|connection| connection.may_change);
-        if !may_change && request != Request::Status {
-            return self
-                .answer(Some(token), Reply::Refused("only root and Postern's own user may do this".into()));
-        }
-        match request {
-            Request::Status => self.ask_all(token, Subject::Status(Vec::new()), || ToChild::Ping),
-            Request::Probe(attempts) => {
-                self.ask_all(token, Subject::Probe(Vec::new()), || ToChild::Probe(attempts.clone()));
-            }
-            Request::Reload => self.begin_reload(Some(token)),
-            // The connection closes when we end: that is the answer.
-            Request::Stop => self.begin_stop(false),
-            Request::Queue(request) => {
-                let place = self.place_of(Peer::only(Role::QueueManager));
-                let (Some(place), Some(connection)) = (place, self.connections.remove(&token)) else {
-                    return;
-                };
-                match connection.link.into_socket() {
-                    Ok(socket) => self.tell(place, &ToChild::Control { may_change, request }, vec![socket]),
-                    Err(error) => self.log.note(Level::Warning, None, &format!("control socket: {error}")),
-                }
-            }
-        }
-    }
-
-    fn ask_all(&mut self, token: Token, subject: Subject, question: impl Fn() -> ToChild) {
-        let living: Vec<usize> =
-            (0..self.children.len()).filter(|&place| self.children[place].running.is_some()).collect();
-        living.iter().for_each(|&place| self.tell(place, &question(), Vec::new()));
-        self.gathers.push(Gather::new(Some(token), subject, living.into_iter(), Instant::now()));
-    }
-
-    fn conclude(&mut self, gather: Gather) {
-        match gather.subject {
-            Subject::Status(mut counters) => {
-                let status = |(place, child): (usize, &Child)| ProgramStatus {
-                    program: child.peer.to_string(),
-                    pid: child.pid(),
-                    started: child.running.as_ref().map(|r| r.started_at).unwrap_or_default(),
-                    restarts: child.restarts,
-                    counters: counters
-                        .iter_mut()
-                        .find(|(at, _)| *at == place)
-                        .map(|(_, counters)| std::mem::take(counters))
-                        .unwrap_or_default(),
-                };
-                let programs: Vec<_> = self.children.iter().enumerate().map(status).collect();
-                // A frame holds some dozens of programs.
-                for some in programs.chunks(16) {
-                    self.say(gather.connection, &Reply::Programs(some.to_vec()));
-                }
-                self.say(gather.connection, &Reply::End);
-            }
-            Subject::Probe(outcomes) => {
-                for (place, attempts) in outcomes {
-                    self.say(gather.connection, &probed(self.children[place].peer, attempts));
-                }
-                self.say(gather.connection, &Reply::End);
-            }
-            Subject::Reload(new, refusals) => self.finish_reload(gather.connection, new.0, new.1, refusals),
-        }
-    }
-
-    /// One reply and the end.
-    fn answer(&mut self, connection: Option<Token>, reply: Reply) {
-        self.say(connection, &reply);
-        self.say(connection, &Reply::End);
-    }
-
-    fn say(&mut self, connection: Option<Token>, reply: &Reply) {
-        let Some(token) = connection else { return };
-        if let Some(connection) = self.connections.get_mut(&token)
-            && connection.link.send(reply).is_err()
-        {
-            self.connections.remove(&token);
-        }
-    }
-
-    fn place_of(&self, peer: Peer) -> Option<usize> {
-        self.children.iter().position(|child| child.peer == peer)
-    }
-}
-
-fn probed(peer: Peer, attempts: Outcomes) -> Reply {
-    Reply::Probed { program: peer.to_string(), attempts }
-}
-
-/// What a reload cannot change, if the configurations differ in it.
-fn fixed_part_that_differs(old: &Config, new: &Config) -> Option<&'static str> {
-    let base = |config: &Config| config.virtual_.as_ref().and_then(|v| v.mailbox.base());
-    [
-        ("spool", old.spool != new.spool),
-        ("runtime", old.runtime != new.runtime),
-        ("[[listen]]", old.listen != new.listen),
-        ("[smtp] workers", old.smtp.workers != new.smtp.workers),
-        ("[tls]", old.tls != new.tls),
-        ("[virtual] mailbox or owner", base(old) != base(new) || owner(old) != owner(new)),
-        ("the kind of log", std::mem::discriminant(&old.log) != std::mem::discriminant(&new.log)),
-    ]
-    .into_iter()
-    .find_map(|(what, differs)| differs.then_some(what))
-}
-
-fn owner(config: &Config) -> Option<&str> {
-    config.virtual_.as_ref().map(|v| v.owner.as_str())
 }
 
 /// Where the programs lie: beside this one.
