@@ -97,7 +97,7 @@ impl QueueManager {
             let FoundMessage { id, number, finished, arrival, was_deferred, until, held } = message;
             let place = Place { file, number };
             if finished {
-                self.remove_finished(host, id, place);
+                self.remove_finished(host, id, place, true);
                 continue;
             }
             let known = if new && !was_deferred && !held {
@@ -111,13 +111,13 @@ impl QueueManager {
                 // Ids are unique; whoever copied a file by hand gets it delivered once.
                 let why = format!("{id} is in the queue already, in another file");
                 host.note(Level::Error, &format!("message {number} of {file}: {why}"));
-                self.remove_finished(host, id, place);
+                self.remove_finished(host, id, place, false);
             }
         }
     }
 
-    fn remove_finished(&mut self, host: &mut Host, id: QueueId, place: Place) {
-        if let Err(error) = self.store.finish(place.file, place.number) {
+    fn remove_finished(&mut self, host: &mut Host, id: QueueId, place: Place, recorded: bool) {
+        if let Err(error) = self.store.finish(place.file, place.number, recorded) {
             let text =
                 format!("{id}: finished, but its file cannot be removed from the spool's cur/: {error}");
             host.note(Level::Error, &text);
@@ -219,12 +219,19 @@ impl QueueManager {
             Ok(false) => {}
             Ok(true) => self.streaming = None,
             Err(refusal) => {
-                self.streaming = None;
-                self.writer.abort_stream(token);
                 let name = pickup.name;
-                self.writing.remove(&token);
-                self.picking.remove(&name);
+                self.give_up_streaming();
                 self.refused(host, name, &refusal);
+            }
+        }
+    }
+
+    /// The large message that is under way stays in `drop/`.
+    pub(crate) fn give_up_streaming(&mut self) {
+        if let Some(token) = self.streaming.take() {
+            self.writer.abort_stream(token);
+            if let Some(Writing::Pickup(pickup)) = self.writing.remove(&token) {
+                self.picking.remove(&pickup.name);
             }
         }
     }

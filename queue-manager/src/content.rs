@@ -33,11 +33,16 @@ pub struct Trace {
     pub delivered_to: Vec<String>,
 }
 
-/// Reads message `number`: all of a small one, a descriptor and the header section of a large one.
-pub fn prepare(file: &SpoolFile, number: u16) -> Result<Prepared, ReadError> {
+/// A frame holds this much of a message and its recipients.
+const FRAME_ROOM: usize = 60 * 1024;
+
+/// Reads message `number`: all of a small one, a descriptor and the header section of a large one. `beside` is
+/// what else the job's frame must hold, octets.
+pub fn prepare(file: &SpoolFile, number: u16, beside: usize) -> Result<Prepared, ReadError> {
     let n = usize::from(number);
     let stored = file.messages().get(n).ok_or_else(|| ReadError::Corrupt("no such message".into()))?;
-    if stored.prepend.len() as u64 + stored.length <= INLINE_MAX as u64 {
+    let room = INLINE_MAX.min(FRAME_ROOM.saturating_sub(beside));
+    if stored.prepend.len() as u64 + stored.length <= room as u64 {
         let mut bytes = stored.prepend.clone();
         bytes.extend(file.read_body(n)?);
         let trace = Trace::read(&bytes);

@@ -118,8 +118,11 @@ impl QueueManager {
     fn start_job(&mut self, host: &mut Host, order: Order) {
         let now = host.wall();
         let Some(place) = self.scheduler.place(order.id) else { return };
+        let length = |address: &postern_address::Mailbox| 8 + address.as_str().len();
+        let beside =
+            order.targets.iter().map(|(to, from)| length(to) + from.as_ref().map_or(1, length)).sum();
         let prepared = self.store.get(place.file).and_then(|file| {
-            let prepared = content::prepare(file, place.number)?;
+            let prepared = content::prepare(file, place.number, beside)?;
             let stored = file.messages().get(usize::from(place.number));
             let stored = stored.ok_or_else(|| ReadError::Corrupt("no such message".into()))?;
             Ok((prepared, stored.envelope.clone()))
@@ -267,23 +270,23 @@ impl QueueManager {
 
     /// The order of things at a message's end is told in [`crate::store`].
     fn finished(&mut self, host: &mut Host, id: QueueId, place: Place) {
+        let mut recorded = true;
         if self.store.is_shared(place.file) {
-            // What an operator removed is not recorded yet, and the file stays.
-            let removed: Vec<LogRecord> = match self.store.fresh(place.file) {
-                Ok(file) => file
-                    .messages()
-                    .get(usize::from(place.number))
-                    .map(|stored| removals(&Replay::new(file.log(), place.number), stored, place))
-                    .unwrap_or_default(),
-                Err(_) => Vec::new(), // Told by whoever needs the file next.
-            };
-            if !removed.is_empty()
-                && let Err(error) = self.store.append(place.file, &removed)
-            {
+            // The file stays: what an operator removed, or could not be recorded before, must be in its log.
+            let left = self.store.fresh(place.file).map(|file| {
+                let stored = file.messages().get(usize::from(place.number));
+                stored.map(|stored| removals(&Replay::new(file.log(), place.number), stored, place))
+            });
+            let ended = left.and_then(|left| match left.filter(|left| !left.is_empty()) {
+                Some(left) => self.store.append(place.file, &left),
+                None => Ok(()),
+            });
+            if let Err(error) = ended {
+                recorded = false;
                 host.note(Level::Error, &format!("{id}: cannot record its end in its spool file: {error}"));
             }
         }
-        match self.store.finish(place.file, place.number) {
+        match self.store.finish(place.file, place.number, recorded) {
             Ok(()) => host.emit(&Event::Removed { id }),
             Err(error) => {
                 let text =

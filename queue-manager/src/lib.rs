@@ -26,7 +26,7 @@
 //! BUGS
 //!     Two recipients of a message that resolve to the same mailbox get it twice. A second job for a message
 //!     of a shared file copies its body into memory again. Whether a destination is down is forgotten at a
-//!     restart. `drop/` is limited by a constant and not by `[smtp] message-size`.
+//!     restart. Times are the wall clock's: set back by a day, deferred mail waits a day longer. `drop/` is limited by a constant and not by `[smtp] message-size`.
 
 #![forbid(unsafe_code)]
 

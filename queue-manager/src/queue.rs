@@ -181,6 +181,7 @@ impl Program for QueueManager {
 
     fn stop(&mut self, host: &mut Host) {
         self.scheduler.stop();
+        self.give_up_streaming();
         self.stopping = Some(host.now() + STOP_PATIENCE);
     }
 

@@ -108,13 +108,15 @@ impl Store {
         Ok(())
     }
 
-    /// One message of a file is finished, and its records appended.
-    pub fn finish(&mut self, file: QueueId, number: u16) -> io::Result<()> {
+    /// One message of a file is finished. Its blocks go back only where its records were appended.
+    pub fn finish(&mut self, file: QueueId, number: u16, recorded: bool) -> io::Result<()> {
         let left = self.files.get(&file).map_or(0, |left| left.saturating_sub(1));
         if left > 0 {
             self.files.insert(file, left);
-            self.give_back.entry(file).or_default().push(number);
-            self.dirty.insert(file);
+            if recorded {
+                self.give_back.entry(file).or_default().push(number);
+                self.dirty.insert(file);
+            }
             return Ok(());
         }
         self.forget(file);
@@ -248,7 +250,7 @@ mod tests {
         store.adopt(file, messages);
         let done = LogEntry::Done { recipient: 0, address: None, status: DoneStatus::Delivered };
         store.append(file, &[LogRecord { message: 0, what: done.clone() }]).unwrap();
-        store.finish(file, 0).unwrap();
+        store.finish(file, 0, true).unwrap();
         assert!(store.get(file).unwrap().read_body(0).is_ok(), "not before the sync");
         store.sync();
         wait.recv().unwrap();
@@ -256,7 +258,7 @@ mod tests {
         assert_eq!(store.fresh(file).unwrap().log().len(), 1);
         assert!(store.get(file).unwrap().read_body(1).is_ok());
         for number in 1..messages {
-            store.finish(file, number).unwrap();
+            store.finish(file, number, true).unwrap();
         }
         assert!(!spool.path().join("cur").join(file.to_string()).exists());
         store.sync();

@@ -170,14 +170,23 @@ fn status(bounce: &Bounce<'_>) -> String {
         field(&mut text, "Action", "failed");
         field(&mut text, "Status", &failed.status);
         if let Some(remote) = failed.remote.filter(|_| failed.is_remote) {
-            let name = remote.split(['[', ':']).next().filter(|name| !name.is_empty());
-            let name = name.map_or_else(|| remote.to_owned(), str::to_owned);
-            field(&mut text, "Remote-MTA", &format!("dns; {}", ascii(&name)));
+            field(&mut text, "Remote-MTA", &format!("dns; {}", ascii(&host_name(remote))));
         }
         let kind = if failed.is_remote { "smtp" } else { "x-postern" };
         field(&mut text, "Diagnostic-Code", &format!("{kind}; {}", quoted_reply(failed)));
     }
     text
+}
+
+/// The name in `name[address]:port`; an address in its place is written as a literal.
+fn host_name(remote: &str) -> String {
+    let name = remote.split_once('[').map_or(remote, |(name, _)| name);
+    match name.parse::<std::net::IpAddr>() {
+        Ok(std::net::IpAddr::V4(v4)) => format!("[{v4}]"),
+        Ok(std::net::IpAddr::V6(v6)) => format!("[IPv6:{v6}]"),
+        Err(_) if name.is_empty() => remote.to_owned(),
+        Err(_) => name.to_owned(),
+    }
 }
 
 fn field(out: &mut String, name: &str, value: &str) {
@@ -376,6 +385,13 @@ mod tests {
              Status: 4.3.0\r\nDiagnostic-Code: x-postern; 451 4.3.0 disk full"
         );
         assert_eq!(parts[2].1, content);
+    }
+
+    #[test]
+    fn names_of_hosts() {
+        assert_eq!(host_name("mx.y.test[192.0.2.1]:25"), "mx.y.test");
+        assert_eq!(host_name("192.0.2.1[192.0.2.1]:25"), "[192.0.2.1]");
+        assert_eq!(host_name("2001:db8::1[2001:db8::1]:25"), "[IPv6:2001:db8::1]");
     }
 
     #[test]
