@@ -7,6 +7,7 @@ use std::time::Duration;
 use postern_config::{
     Config, LmtpServer, LogTarget, MailboxTemplate, Nexthop, RoutePattern, Service, UserSet, Via, load, parse,
 };
+use proptest::prelude::*;
 
 const HOST: &str = r#"hostname = "mx.example.org"
 
@@ -388,4 +389,22 @@ fn files_that_cannot_be_read() {
     assert!(load(&path).unwrap_err().to_string().contains("line 2 is not UTF-8"));
     std::fs::write(&path, DESK).unwrap();
     assert_eq!(load(&path), Ok(good(DESK)));
+}
+
+proptest! {
+    /// Whatever a slip of the hand makes of a file, it is taken or refused with a place in it.
+    #[test]
+    fn slips_never_panic(host in any::<bool>(), at in 0usize..1200, cut in 0usize..12, slip in "[ -~\\n\\tü]{0,6}") {
+        let text: Vec<char> = if host { HOST } else { DESK }.chars().collect();
+        let (head, tail) = text.split_at(at.min(text.len()));
+        let text: String = head.iter().copied().chain(slip.chars()).chain(tail.iter().copied().skip(cut)).collect();
+        match parse(&text, "x") {
+            Ok(config) => prop_assert!(!config.explain().is_empty()),
+            Err(error) => {
+                prop_assert!(!error.problems.is_empty());
+                prop_assert!(error.problems.iter().all(|p| p.place.is_some()));
+                let _ = error.to_string();
+            }
+        }
+    }
 }

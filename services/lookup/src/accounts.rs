@@ -48,9 +48,11 @@ impl System {
         self.known.clear();
     }
 
-    /// The user that runs this program.
-    pub fn caller() -> Option<Account> {
-        User::from_uid(Uid::current()).ok().flatten().map(account)
+    /// The user that runs this program; without a name when the name service has none, as in a container.
+    pub fn caller() -> Account {
+        let uid = Uid::current();
+        let nameless = Account { name: String::new(), uid: uid.as_raw() };
+        User::from_uid(uid).ok().flatten().map_or(nameless, account)
     }
 
     fn remembered(&self, name: &str, now: Instant) -> Option<&Option<Account>> {

@@ -225,8 +225,10 @@ impl<'a> Expansion<'a> {
                 "nobody reads the mail for postmaster: add a line `postmaster: NAME` to the aliases".into()
             );
         };
-        if *uid == 0 {
-            return Err("mail for postmaster is not delivered to root: add an alias for postmaster".into());
+        if *uid == 0 || name.is_empty() {
+            return Err(
+                "mail for postmaster is not delivered to root or a nameless user: add an alias for it".into(),
+            );
         }
         let caller = Account { name: name.clone(), uid: *uid };
         self.push(address, branch, Action::Deliver(tables.local_destination(&caller)));

@@ -169,7 +169,7 @@ impl Program for Lookup {
 
 impl Lookup {
     fn new(host: &mut Host, config: LookupPart) -> Self {
-        let caller = if host.rooted { None } else { System::caller() };
+        let caller = (!host.rooted).then(System::caller);
         let mut readable = directories(&table_files(&config));
         readable.push("/etc".into()); // the profile of this program has it
         let mut program = Self {

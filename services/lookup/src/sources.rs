@@ -59,7 +59,7 @@ impl Watched {
 
     /// Brings `table` up to date. A file that cannot be read, or that has errors where the table before had
     /// none, leaves the table as it is: better the users of yesterday than none.
-    pub fn refresh<T>(
+    pub fn refresh<T: PartialEq>(
         &mut self,
         now: Instant,
         table: &mut Source<T>,
@@ -87,12 +87,13 @@ impl Watched {
                 let mut errors: Vec<_> =
                     errors.iter().take(20).map(|e| format!("{path}:{}: {}", e.line, e.message)).collect();
                 let keep = !errors.is_empty() && matches!(table, Source::Ready(_));
-                if keep {
-                    errors.push(format!("{path}: the table read before stays in force"));
-                } else {
-                    *table = Source::Ready(new);
+                let changed = !matches!(table, Source::Ready(old) if *old == new);
+                match (keep, changed) {
+                    (true, true) => errors.push(format!("{path}: the table read before stays in force")),
+                    (true, false) => {}
+                    (false, _) => *table = Source::Ready(new),
                 }
-                (errors, !keep)
+                (errors, !keep && changed)
             }
         };
         // The same complaint once a second would be a log of nothing else.
@@ -216,9 +217,14 @@ mod tests {
         let path = directory.path().join("users");
         let (mut file, mut table, now) = (Watched::new(&path), Source::<TextTable>::Absent, Instant::now());
         write(&path, "u@v.test\n", 0);
+        let written = std::fs::metadata(&path).unwrap().modified().unwrap();
         assert!(file.refresh(now, &mut table, TextTable::parse).taken);
+        // Written over within the same tick of the file system's clock.
+        std::fs::write(&path, "w@v.test\n").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(written).unwrap();
         assert!(!file.refresh(now, &mut table, TextTable::parse).taken, "not twice in a second");
         assert!(file.refresh(now + LOOK, &mut table, TextTable::parse).taken);
+        assert!(!file.refresh(now + 2 * LOOK, &mut table, TextTable::parse).taken, "read again, the same");
     }
 
     #[test]
