@@ -31,6 +31,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accounts;
 pub mod maildir;
 pub mod mbox;
 pub mod place;

@@ -80,7 +80,7 @@ pub struct Account {
 /// The host's accounts.
 pub trait Accounts {
     /// A user by name; the error is for the log.
-    fn find(&self, name: &str) -> Result<Option<Account>, String>;
+    fn find(&mut self, name: &str) -> Result<Option<Account>, String>;
 
     /// The group that must be had to create files in a mailbox directory (`/var/mail`), if it is the
     /// mail group's.
@@ -91,7 +91,7 @@ pub trait Accounts {
 pub fn plan(
     destination: &Destination,
     surroundings: &Surroundings,
-    accounts: &impl Accounts,
+    accounts: &mut impl Accounts,
 ) -> Result<Post, Refusal> {
     match destination {
         Destination::Local { user, mailbox } => local(user, mailbox, surroundings, accounts),
@@ -106,7 +106,7 @@ fn local(
     user: &str,
     mailbox: &MailboxKind,
     surroundings: &Surroundings,
-    accounts: &impl Accounts,
+    accounts: &mut impl Accounts,
 ) -> Result<Post, Refusal> {
     let account = find(user, accounts)?;
     let mut identity = become_it(user, &account, surroundings)?;
@@ -136,7 +136,7 @@ fn local(
 fn virtual_(
     mailbox: &MailboxKind,
     surroundings: &Surroundings,
-    accounts: &impl Accounts,
+    accounts: &mut impl Accounts,
 ) -> Result<Post, Refusal> {
     if !surroundings.has_base {
         return Err(Refusal::Deferred(internal("no base directory of virtual mailboxes is configured")));
@@ -162,7 +162,7 @@ fn virtual_(
     Ok(Post { identity, place: Place::Virtual { shard: (hash % VIRTUAL_SHARDS) as u8 } })
 }
 
-fn find(user: &str, accounts: &impl Accounts) -> Result<Account, Refusal> {
+fn find(user: &str, accounts: &mut impl Accounts) -> Result<Account, Refusal> {
     match accounts.find(user) {
         Ok(Some(account)) => Ok(account),
         Ok(None) => {
@@ -202,7 +202,7 @@ mod tests {
     struct Fixed;
 
     impl Accounts for Fixed {
-        fn find(&self, name: &str) -> Result<Option<Account>, String> {
+        fn find(&mut self, name: &str) -> Result<Option<Account>, String> {
             let account = |uid, home: &str| Account { uid, gid: uid, groups: vec![uid], home: home.into() };
             match name {
                 "u" => Ok(Some(account(1000, "/home/u"))),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     fn local_to(user: &str, mailbox: MailboxKind, surroundings: &Surroundings) -> Result<Post, Refusal> {
-        plan(&Destination::Local { user: user.into(), mailbox }, surroundings, &Fixed)
+        plan(&Destination::Local { user: user.into(), mailbox }, surroundings, &mut Fixed)
     }
 
     #[test]
@@ -262,12 +262,12 @@ mod tests {
     #[test]
     fn virtual_mailboxes_have_one_owner() {
         let to = |path: &str| Destination::Virtual { mailbox: MailboxKind::Maildir(path.into()) };
-        let post = plan(&to("v.test/u"), &rooted(), &Fixed).unwrap();
+        let post = plan(&to("v.test/u"), &rooted(), &mut Fixed).unwrap();
         assert_eq!(post.identity.as_ref().map(|i| i.uid), Some(70));
-        assert_eq!(plan(&to("v.test/u"), &rooted(), &Fixed).unwrap(), post);
+        assert_eq!(plan(&to("v.test/u"), &rooted(), &mut Fixed).unwrap(), post);
         let nobody = Surroundings { virtual_owner: Some("missing".into()), ..rooted() };
-        assert!(matches!(plan(&to("v.test/u"), &nobody, &Fixed), Err(Refusal::Deferred(_))));
+        assert!(matches!(plan(&to("v.test/u"), &nobody, &mut Fixed), Err(Refusal::Deferred(_))));
         let caller = Surroundings { rooted: false, ..rooted() };
-        assert_eq!(plan(&to("v.test/u"), &caller, &Fixed).unwrap().identity, None);
+        assert_eq!(plan(&to("v.test/u"), &caller, &mut Fixed).unwrap().identity, None);
     }
 }

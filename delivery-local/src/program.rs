@@ -2,14 +2,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mio::Token;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Gid, Group, Pid, Uid, User, getgrouplist};
+use nix::unistd::{Pid, Uid};
 use postern_config::LocalPart;
 use postern_daemon::{Handles, Host, Port, Program, StartError};
 use postern_event::{Attempt, Event, Level, Status};
@@ -19,7 +19,8 @@ use postern_ipc::{Peer, Role, blocking};
 use postern_smtp::{EnhancedCode, Reply};
 use postern_spool::Timestamp;
 
-use crate::plan::{Account, Accounts, Post, Refusal, Surroundings, plan};
+use crate::accounts::HostAccounts;
+use crate::plan::{Post, Refusal, Surroundings, plan};
 use crate::pool::{Action, Pool, WorkerId};
 use crate::talk::{Deliver, FromWorker, ParentLink};
 use crate::trouble::internal;
@@ -40,6 +41,7 @@ pub struct Local {
     generation: u64,
     jobs: HashMap<u64, UnderWay>,
     next_serial: u64,
+    accounts: HostAccounts,
     pool: Pool,
     workers: HashMap<WorkerId, Live>,
     by_token: HashMap<Token, WorkerId>,
@@ -86,6 +88,7 @@ impl Program for Local {
             generation: 0,
             jobs: HashMap::new(),
             next_serial: 0,
+            accounts: HostAccounts::default(),
             pool: Pool::new(WORKERS),
             workers: HashMap::new(),
             by_token: HashMap::new(),
@@ -192,7 +195,7 @@ impl Local {
             virtual_owner: self.config.virtual_owner.clone(),
             has_base: self.base.is_some(),
         };
-        let planned = plan(&job.destination, &surroundings, &HostAccounts);
+        let planned = plan(&job.destination, &surroundings, &mut self.accounts);
         let under_way = UnderWay { job, file, generation: self.generation, begun: host.wall() };
         self.jobs.insert(serial, under_way);
         match planned {
@@ -413,29 +416,5 @@ fn relay(destination: &Destination) -> &'static str {
     match destination {
         Destination::Virtual { .. } => "virtual",
         _ => "local",
-    }
-}
-
-/// The accounts of this host, by the name service.
-struct HostAccounts;
-
-impl Accounts for HostAccounts {
-    fn find(&self, name: &str) -> Result<Option<Account>, String> {
-        let Some(user) = User::from_name(name).map_err(|e| e.to_string())? else { return Ok(None) };
-        let name = std::ffi::CString::new(user.name).map_err(|e| e.to_string())?;
-        let groups = getgrouplist(&name, user.gid).map_err(|e| e.to_string())?;
-        Ok(Some(Account {
-            uid: user.uid.as_raw(),
-            gid: user.gid.as_raw(),
-            groups: groups.into_iter().map(Gid::as_raw).collect(),
-            home: user.dir,
-        }))
-    }
-
-    fn mail_group_of(&self, directory: &Path) -> Option<u32> {
-        let stat = nix::sys::stat::stat(directory).ok()?;
-        let mail = Group::from_name("mail").ok()??;
-        let writable = stat.st_mode & 0o020 != 0;
-        (writable && stat.st_gid == mail.gid.as_raw()).then_some(stat.st_gid)
     }
 }

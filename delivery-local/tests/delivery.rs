@@ -297,6 +297,29 @@ fn mboxes() {
     }
 }
 
+/// As in /var/mail: the directory is the mail group's, the mailboxes are their users'.
+#[test]
+fn a_mail_directory_of_the_mail_group() {
+    let Some(mail) = nix::unistd::Group::from_name("mail").unwrap() else {
+        return eprintln!("SKIPPED: no group mail");
+    };
+    if !modes().contains(&Mode::Rooted) {
+        return;
+    }
+    let mut house = House::start(Mode::Rooted);
+    let directory = house.path("local/mail");
+    fs::create_dir(&directory).unwrap();
+    chown(&directory, None, Some(mail.gid)).unwrap();
+    fs::set_permissions(&directory, Permissions::from_mode(0o2775)).unwrap();
+    let mbox = directory.join("box");
+    let destination = house.local(MailboxKind::Mbox(mbox.display().to_string()));
+    assert!(house.deliver(&destination, MESSAGE).starts_with("delivered"));
+    let made = fs::metadata(&mbox).unwrap();
+    assert_eq!((made.uid(), made.gid()), (house.user.uid.as_raw(), mail.gid.as_raw()));
+    assert!(!directory.join("box.lock").exists());
+    house.stop();
+}
+
 #[test]
 fn refusals() {
     for mode in modes() {

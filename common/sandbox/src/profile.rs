@@ -118,3 +118,35 @@ pub fn of(role: Role) -> Option<Profile> {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> impl Iterator<Item = (Role, Profile)> {
+        Role::CHILDREN.into_iter().map(|role| (role, of(role).expect("every child has a profile")))
+    }
+
+    #[test]
+    fn one_program_has_capabilities() {
+        let with: Vec<Role> =
+            all().filter(|(_, p)| !p.capabilities.is_empty()).map(|(role, _)| role).collect();
+        assert_eq!(with, [Role::DeliveryLocal]);
+    }
+
+    /// Promise 2 of the design: who reaches the network reaches no file.
+    #[test]
+    fn no_program_has_both_network_and_files() {
+        for (role, profile) in all().filter(|(_, p)| p.network != Network::None) {
+            assert_eq!((profile.spool, profile.calls), (Spool::None, &[][..]), "{role}");
+        }
+    }
+
+    #[test]
+    fn only_those_who_keep_accounts_load_code() {
+        for (role, profile) in all().filter(|(_, p)| p.calls.contains(&Calls::LoadLibraries)) {
+            assert!(matches!(role, Role::Lookup | Role::DeliveryLocal), "{role}");
+            assert_eq!(profile.network, Network::None);
+        }
+    }
+}

@@ -51,7 +51,9 @@ fn parent() -> ExitCode {
     });
     let mut failed = 0;
     for role in Role::CHILDREN {
-        for mode in if root { &["rooted", "nobody"][..] } else { &["caller"] } {
+        let modes: &[&str] =
+            if root { &["rooted", "nobody", "old-kernel"] } else { &["caller", "old-kernel"] };
+        for mode in modes {
             let directory = prepare(root);
             let _unix = UnixListener::bind(directory.path().join("socket")).unwrap();
             fs::set_permissions(directory.path().join("socket"), Permissions::from_mode(0o777)).unwrap();
@@ -75,6 +77,21 @@ fn parent() -> ExitCode {
         }
     }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Makes the kernel answer like one that never heard of Landlock.
+fn without_landlock() {
+    use seccompiler::{SeccompAction, SeccompFilter};
+    let calls =
+        [libc::SYS_landlock_create_ruleset, libc::SYS_landlock_add_rule, libc::SYS_landlock_restrict_self];
+    let filter = SeccompFilter::new(
+        calls.into_iter().map(|call| (call, Vec::new())).collect(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::ENOSYS as u32),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: seccompiler::BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
 }
 
 /// A house of the test's own; all of it belongs to the user the child will be: Landlock alone must keep
@@ -113,7 +130,10 @@ fn child(role: &str) -> ExitCode {
     let variable = |name: &str| std::env::var(name).unwrap();
     let directory = PathBuf::from(variable("SANDBOX_DIRECTORY"));
     let mode = variable("SANDBOX_MODE");
-    if mode == "nobody" {
+    if mode == "old-kernel" {
+        without_landlock();
+    }
+    if mode == "nobody" || mode == "old-kernel" && Uid::effective().is_root() {
         let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
         setgroups(&[]).unwrap();
         setresgid(gid, gid, gid).unwrap();
@@ -159,6 +179,9 @@ impl Child {
             directories: self.spool.iter().map(|(handle, fd)| (handle.clone(), fd.as_fd())).collect(),
         });
         match report {
+            Ok(report) if self.mode == "old-kernel" && report.landlock != "absent" => {
+                self.complaints.push(format!("enforced what is not there: {report:?}"));
+            }
             Ok(report) => println!("{report:?}"),
             Err(error) => return self.complaints.push(format!("cannot enter: {error}")),
         }
@@ -187,6 +210,12 @@ impl Child {
         }
         if !matches!(self.role, Role::DeliveryRemote | Role::Lmtp | Role::Resolver) {
             attempts.extend([Attempt::Connect(self.tcp), Attempt::InternetSocket]);
+        }
+        if self.mode == "old-kernel" {
+            // Ownership and seccomp remain; everything here is one user's.
+            attempts.retain(|a| !matches!(a, Attempt::Read(path) if !path.starts_with("/etc")));
+            let writes = matches!(self.role, Role::Smtpd | Role::QueueManager | Role::DeliveryLocal);
+            attempts.retain(|a| !matches!(a, Attempt::Create(_)) || !writes);
         }
         for tried in attempts {
             match attempt(&tried) {
@@ -245,6 +274,8 @@ impl Child {
         }
         self.works("a table of the configuration", |c| fs::read(c.directory.join("table")));
         match self.role {
+            // The rest of these is about Landlock.
+            Role::Smtpd | Role::DeliveryLocal if self.mode == "old-kernel" => {}
             Role::Smtpd => self.smtpd(listener),
             Role::QueueManager => self.queue_manager(),
             Role::Lookup => self.accounts(),
