@@ -414,6 +414,7 @@ fn throughput() {
         (50, 20_000, 4_096, false),
         (200, 20_000, 4_096, false),
         (200, 20_000, 4_096, true),
+        (20, 400, 2_000_000, true),
     ] {
         let ticks = |rig: &Rig| {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", rig.child.id())).unwrap();
