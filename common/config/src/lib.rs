@@ -30,6 +30,7 @@ mod explain;
 mod keys;
 mod parts;
 mod read;
+mod shape;
 mod types;
 mod value;
 
