@@ -379,6 +379,28 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_with_the_file_locked_is_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut mbox = open(temp.path());
+        // A lock of an open file, not of the process: it stands for another program's.
+        let reader = File::options().read(true).write(true).open(temp.path().join("mbox")).unwrap();
+        let whole = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        fcntl(&reader, FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+        let deferred = mbox.deliver(vec![("From a\n".to_owned(), text("x"))], Duration::ZERO);
+        assert!(matches!(deferred, Err(MboxError::Deferred(reply)) if reply.code == 450));
+        assert_eq!(reader.metadata().unwrap().len(), 0);
+        assert!(!temp.path().join("mbox.lock").exists());
+        drop(reader);
+        assert!(mbox.deliver(vec![("From a\n".to_owned(), text("x"))], PATIENCE).unwrap()[0].is_ok());
+    }
+
+    #[test]
     fn a_stale_dot_lock_is_broken() {
         let temp = tempfile::tempdir().unwrap();
         let mut mbox = open(temp.path());

@@ -144,11 +144,17 @@ impl Program for Local {
         [reaping, self.pool.deadline()].into_iter().flatten().min()
     }
 
-    fn reload(&mut self, host: &mut Host, config: LocalPart) {
-        let base_moved = self.config.virtual_base != config.virtual_base;
-        if base_moved || self.config.local_base != config.local_base {
-            host.note(Level::Warning, "mailboxes were moved: the sandbox follows at the next restart");
+    fn prepare(&mut self, _host: &mut Host, config: &LocalPart) -> Result<(), String> {
+        let moved = |old: &Option<PathBuf>, new: &Option<PathBuf>| new.is_some() && old != new;
+        if moved(&self.config.virtual_base, &config.virtual_base)
+            || moved(&self.config.local_base, &config.local_base)
+        {
+            return Err("the mailboxes lie elsewhere now, where the sandbox does not reach: restart".into());
         }
+        Ok(())
+    }
+
+    fn reload(&mut self, _host: &mut Host, config: LocalPart) {
         self.config = config;
     }
 

@@ -97,13 +97,7 @@ impl House {
 
     fn say_start(&mut self, queue: OwnedFd) {
         let identity = (self.mode == Mode::Rooted).then(|| Identity { uid: 0, gid: 0, groups: vec![0] });
-        let config = LocalPart {
-            hostname: Domain::parse("mx.test").unwrap(),
-            virtual_owner: Some(self.user.name.clone()),
-            virtual_base: Some(self.path("base/")),
-            local_base: Some(self.path("local/")),
-            jobs: 100,
-        };
+        let config = self.config();
         let start = ToChild::Start {
             me: Peer::only(Role::DeliveryLocal),
             handles: vec![Handle::Link(Peer::only(Role::QueueManager)), Handle::MailboxBase],
@@ -122,6 +116,25 @@ impl House {
         assert!(matches!(ready, FromChild::Ready), "{ready:?}");
         let granted = blocking::receive(&mut self.queue, PATIENCE).unwrap().0;
         assert_eq!(granted, FromAgent::Ready { jobs: 100 });
+    }
+
+    fn config(&self) -> LocalPart {
+        LocalPart {
+            hostname: Domain::parse("mx.test").unwrap(),
+            virtual_owner: Some(self.user.name.clone()),
+            virtual_base: Some(self.path("base/")),
+            local_base: Some(self.path("local/")),
+            jobs: 100,
+        }
+    }
+
+    fn prepare(&mut self, config: &LocalPart) -> Result<(), String> {
+        let file = postern_sys::sealed_file("config", &encode_config(config).unwrap()).unwrap();
+        self.control.send_with(&ToChild::Prepare, vec![file]).unwrap();
+        match blocking::receive(&mut self.control, PATIENCE).unwrap().0 {
+            FromChild::Prepared(outcome) => outcome,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn path(&self, sub: &str) -> PathBuf {
@@ -295,6 +308,16 @@ fn mboxes() {
         assert!(fs::read_to_string(house.path("base/v.test/box")).unwrap().contains("\n\nFrom sender@"));
         house.stop();
     }
+}
+
+#[test]
+fn mailboxes_do_not_move_without_a_restart() {
+    let mut house = House::start(Mode::Caller);
+    let config = house.config();
+    assert_eq!(house.prepare(&LocalPart { jobs: 7, ..config.clone() }), Ok(()));
+    let moved = LocalPart { virtual_base: Some("/elsewhere/".into()), ..config };
+    assert!(house.prepare(&moved).unwrap_err().contains("restart"));
+    house.stop();
 }
 
 /// As in /var/mail: the directory is the mail group's, the mailboxes are their users'.

@@ -23,6 +23,7 @@ pub(crate) fn restrict(profile: &Profile) -> Result<(), SandboxError> {
     list.opening(has(Calls::WriteFiles));
     list.cloning(has(Calls::Workers));
     list.sockets(profile.network);
+    list.signals(!has(Calls::Workers));
     let groups = [
         (Calls::Accept, ACCEPT),
         (Calls::WriteFiles, WRITE_FILES),
@@ -47,6 +48,7 @@ pub(crate) fn restrict_worker() -> Result<(), SandboxError> {
     list.calls(EVERYBODY_OLD);
     list.limited_everybody();
     list.memory(false);
+    list.signals(true);
     list.opening(true);
     list.calls(WRITE_FILES);
     list.calls(WRITE_FILES_OLD);
@@ -83,7 +85,7 @@ const EVERYBODY: &[libc::c_long] = &[
     libc::SYS_uname, libc::SYS_sysinfo, libc::SYS_getrusage, libc::SYS_times,
     // Signals, and the end.
     libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn, libc::SYS_sigaltstack,
-    libc::SYS_rt_sigpending, libc::SYS_tgkill, libc::SYS_restart_syscall, libc::SYS_exit,
+    libc::SYS_rt_sigpending, libc::SYS_restart_syscall, libc::SYS_exit,
     libc::SYS_exit_group,
 ];
 
@@ -210,6 +212,18 @@ impl AllowList {
                 let any_writing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
                 self.call_when(libc::SYS_openat, &[When(2, masked(any_writing), 0)]);
             }
+        }
+    }
+
+    /// Signals to threads of its own, of which abort is one. Who forks leaves this to the children: their
+    /// ids are not known yet. (Landlock keeps signals inside the program, where the kernel is new enough.)
+    fn signals(&mut self, own_alone: bool) {
+        match own_alone {
+            true => {
+                let own = u64::from(std::process::id());
+                self.call_when(libc::SYS_tgkill, &[When(0, SeccompCmpOp::Eq, own)]);
+            }
+            false => self.calls(&[libc::SYS_tgkill]),
         }
     }
 

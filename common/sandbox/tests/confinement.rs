@@ -230,6 +230,10 @@ impl Child {
         if UnixStream::connect(self.directory.join("socket")).is_ok() && self.role != Role::Lmtp {
             self.complaints.push("HOLE: connects to a Unix socket".into());
         }
+        // To itself it may: abort is made of that. (This signal is ignored.)
+        if let Err(error) = nix::sys::signal::raise(nix::sys::signal::Signal::SIGWINCH) {
+            self.complaints.push(format!("BROKEN: signals to itself: {error}"));
+        }
         if nix::sys::signal::kill(nix::unistd::getppid(), None).is_ok() {
             self.complaints.push("HOLE: may signal its parent".into());
         }
