@@ -28,6 +28,7 @@ pub(crate) struct Expansion<'a> {
     addresses: HashSet<String>,
     mailboxes: HashSet<Destination>,
     expanded: HashSet<String>,
+    circle: Option<String>,
     work: usize,
 }
 
@@ -52,6 +53,7 @@ impl<'a> Expansion<'a> {
             addresses: HashSet::new(),
             mailboxes: HashSet::new(),
             expanded: HashSet::new(),
+            circle: None,
             work: 0,
         }
     }
@@ -62,9 +64,14 @@ impl<'a> Expansion<'a> {
         let branch = Branch { above: Vec::new(), owner: None, domain };
         self.address(recipient, &branch)?;
         if self.deliveries.is_empty() {
-            // An include file without a member.
-            let text = "the list has no members";
-            self.push(recipient, &branch, Action::Fail(reply(550, (5, 2, 4), text)));
+            // Nothing but a circle, or an include file without a member.
+            let failure = match &self.circle {
+                Some(name) => {
+                    reply(554, (5, 4, 6), &format!("{name} is an alias for itself and has no account"))
+                }
+                None => reply(550, (5, 2, 4), "the list has no members"),
+            };
+            self.push(recipient, &branch, Action::Fail(failure));
         }
         Ok(self.deliveries)
     }
@@ -99,12 +106,17 @@ impl<'a> Expansion<'a> {
             let Some(entry) = tables.alias(candidate)? else { continue };
             let key = candidate.to_lowercase();
             if branch.above.contains(&key) {
-                // `ann: ann, backup@example.org`: the second ann is the account.
-                return self.account(name, address, branch, "is an alias for itself");
+                // `ann: ann, backup@example.org`: the second ann is the account. Without one, the circle
+                // leads to those who have the message already.
+                if !is_postmaster(name) && self.tables.local_account(name, self.accounts)?.is_none() {
+                    self.circle = Some(clean(name));
+                    return Ok(());
+                }
+                return self.account(name, address, branch);
             }
             return self.alias(&key, entry, address, branch);
         }
-        self.account(name, address, branch, "")
+        self.account(name, address, branch)
     }
 
     fn alias(&mut self, key: &str, entry: &Entry, address: &Mailbox, branch: &Branch) -> Result<(), String> {
@@ -150,7 +162,7 @@ impl<'a> Expansion<'a> {
         match target {
             Target::Name(name) | Target::Account(name) => match Mailbox::new(name, &branch.domain) {
                 Ok(address) if matches!(target, Target::Name(_)) => self.name(name, &address, branch),
-                Ok(address) => self.account(name, &address, branch, ""),
+                Ok(address) => self.account(name, &address, branch),
                 Err(_) => {
                     self.push(
                         alias,
@@ -202,11 +214,11 @@ impl<'a> Expansion<'a> {
         }
     }
 
-    fn account(&mut self, name: &str, address: &Mailbox, branch: &Branch, why: &str) -> Result<(), String> {
+    fn account(&mut self, name: &str, address: &Mailbox, branch: &Branch) -> Result<(), String> {
         let action = match self.tables.local_account(name, self.accounts)? {
             Some(account) => Action::Deliver(self.tables.local_destination(&account)),
             None if is_postmaster(name) => return self.postmaster(address, branch),
-            None => Action::Fail(self.nobody(name, why)?),
+            None => Action::Fail(self.nobody(name)?),
         };
         self.push(address, branch, action);
         Ok(())
@@ -235,7 +247,7 @@ impl<'a> Expansion<'a> {
         Ok(())
     }
 
-    fn nobody(&mut self, name: &str, why: &str) -> Result<Reply, String> {
+    fn nobody(&mut self, name: &str) -> Result<Reply, String> {
         let mut exists = false;
         for candidate in candidates(name) {
             exists = exists || self.accounts.find(candidate)?.is_some();
@@ -245,9 +257,6 @@ impl<'a> Expansion<'a> {
                 reply(550, (5, 2, 1), "without root only the caller's own mailbox can receive")
             }
             true => reply(550, (5, 2, 1), "nothing is delivered to root: an alias for root is needed"),
-            false if !why.is_empty() => {
-                reply(554, (5, 4, 6), &format!("{} {why} and has no account", clean(name)))
-            }
             false => reply(550, (5, 1, 1), "user unknown"),
         })
     }
