@@ -40,12 +40,12 @@ impl<Out: Serialize, In: DeserializeOwned> Port<Out, In> {
     /// before are heard: read it once.
     pub fn connect(&mut self, host: &mut Host, socket: OwnedFd) {
         if self.link.is_some() {
-            self.lose(host, "replaced by master");
+            self.lose(host, &LinkError::Closed);
         }
         let link = Link::new(socket);
         match host.watch(&link, self.token) {
             Ok(()) => self.link = Some(link),
-            Err(error) => self.lose(host, &error.to_string()),
+            Err(error) => self.lose(host, &error.into()),
         }
     }
 
@@ -68,7 +68,7 @@ impl<Out: Serialize, In: DeserializeOwned> Port<Out, In> {
                 false
             }
             Err(error) => {
-                self.lose(host, &error.to_string());
+                self.lose(host, &error);
                 false
             }
         }
@@ -79,7 +79,7 @@ impl<Out: Serialize, In: DeserializeOwned> Port<Out, In> {
         match self.link.as_mut()?.receive() {
             Ok(received) => received,
             Err(error) => {
-                self.lose(host, &error.to_string());
+                self.lose(host, &error);
                 None
             }
         }
@@ -88,7 +88,7 @@ impl<Out: Serialize, In: DeserializeOwned> Port<Out, In> {
     /// Sends what waits. Call it on every event of the port's token.
     pub fn flush(&mut self, host: &mut Host) {
         if let Some(Err(error)) = self.link.as_mut().map(Link::flush) {
-            self.lose(host, &error.to_string());
+            self.lose(host, &error);
         }
     }
 
@@ -107,11 +107,14 @@ impl<Out: Serialize, In: DeserializeOwned> Port<Out, In> {
         std::mem::take(&mut self.lost)
     }
 
-    fn lose(&mut self, host: &mut Host, why: &str) {
+    fn lose(&mut self, host: &mut Host, why: &LinkError) {
         if let Some(link) = self.link.take() {
             host.unwatch(&link);
         }
         self.lost = true;
-        host.emit(&Event::LinkLost { peer: &self.peer.to_string(), why });
+        // A neighbour that ended is master's to tell, once; here it would be told by every neighbour.
+        if !matches!(why, LinkError::Closed) {
+            host.emit(&Event::LinkLost { peer: &self.peer.to_string(), why: &why.to_string() });
+        }
     }
 }

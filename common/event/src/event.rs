@@ -163,7 +163,7 @@ pub enum Event<'a> {
         /// Who it runs as.
         user: &'a str,
     },
-    /// A neighbour went away; requests to it wait or get 4xx until master links a new one.
+    /// A link broke though the neighbour lives: a frame that makes no sense, or the kernel says so.
     LinkLost {
         /// Which one.
         peer: &'a str,
