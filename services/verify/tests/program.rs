@@ -1,0 +1,129 @@
+//! The program over its links: a worker asks, a resolver in the test's hands answers.
+
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::{Events, Poll, Token, Waker};
+use postern_address::Domain;
+use postern_config::VerifyPart;
+use postern_daemon::{Host, Program};
+use postern_event::{Log, LogKind};
+use postern_ipc::resolve::{self, Query, RecordData, Records};
+use postern_ipc::smtpd_verify::{Answer, ClientName, Question};
+use postern_ipc::supervise::Handle;
+use postern_ipc::{Link, Peer, Role, blocking};
+use postern_verify::Verify;
+
+const WORKER: Peer = Peer { role: Role::Smtpd, instance: 3 };
+
+struct Rig {
+    poll: Poll,
+    host: Host,
+    program: Verify,
+    worker: Link<Question, Answer>,
+    resolver: Link<resolve::Answer, resolve::Question>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let poll = Poll::new().unwrap();
+        let waker = Arc::new(Waker::new(poll.registry(), Token(1)).unwrap());
+        let log = Log::new(std::fs::File::create("/dev/null").unwrap().into(), LogKind::Text, "verify");
+        let registry = poll.registry().try_clone().unwrap();
+        let mut host = Host::new(Peer::only(Role::Verify), log, false, registry, waker);
+        let (worker, its_end) = blocking::pair().unwrap();
+        let (resolver, end) = blocking::pair().unwrap();
+        let handles = vec![(Handle::Link(WORKER), its_end), (Handle::Link(Peer::only(Role::Resolver)), end)];
+        let config = VerifyPart { hostname: Domain::parse("mx.test").unwrap() };
+        let program = Verify::start(&mut host, config, handles).unwrap();
+        Self { poll, host, program, worker: Link::new(worker), resolver: Link::new(resolver) }
+    }
+
+    fn ask(&mut self, id: u64, client: &str) {
+        self.worker.send(&Question { id, client: client.parse().unwrap() }).unwrap();
+    }
+
+    fn turn(&mut self) {
+        let mut events = Events::with_capacity(64);
+        self.poll.poll(&mut events, Some(Duration::from_secs(30))).unwrap();
+        assert!(!events.is_empty(), "nothing happens");
+        self.host.tick();
+        for event in &events {
+            self.program.ready(&mut self.host, event.token(), event);
+        }
+        let _ = self.program.turn(&mut self.host);
+    }
+
+    fn question(&mut self) -> resolve::Question {
+        loop {
+            if let Some((question, _)) = self.resolver.receive().unwrap() {
+                return question;
+            }
+            self.turn();
+        }
+    }
+
+    fn say(&mut self, id: u64, data: RecordData) {
+        let result = Ok(Records { data, secure: false, ttl: 60 });
+        self.resolver.send(&resolve::Answer { id, result }).unwrap();
+    }
+
+    fn answer(&mut self) -> (u64, ClientName) {
+        loop {
+            if let Some((answer, _)) = self.worker.receive().unwrap() {
+                return (answer.id, answer.name);
+            }
+            self.turn();
+        }
+    }
+}
+
+#[test]
+fn a_name_is_found_and_confirmed() {
+    let mut rig = Rig::new();
+    let name = Domain::parse("client.test").unwrap();
+    rig.ask(9, "192.0.2.1");
+    let ptr = rig.question();
+    assert_eq!(ptr.query, Query::Ptr("192.0.2.1".parse().unwrap()));
+    rig.say(ptr.id, RecordData::Ptr(vec![name.clone()]));
+    let addresses = rig.question();
+    assert_eq!(addresses.query, Query::Addresses(name.clone()));
+    rig.say(addresses.id, RecordData::Addresses(vec!["192.0.2.1".parse().unwrap()]));
+    assert_eq!(rig.answer(), (9, ClientName::Confirmed(name)));
+    rig.ask(10, "127.0.0.1");
+    assert_eq!(rig.answer(), (10, ClientName::Unknown));
+}
+
+#[test]
+fn without_a_resolver_nobody_waits() {
+    let mut rig = Rig::new();
+    rig.ask(1, "192.0.2.1");
+    let _ = rig.question();
+    let (ours, theirs) = blocking::pair().unwrap();
+    drop(std::mem::replace(&mut rig.resolver, Link::new(ours)));
+    assert_eq!(rig.answer(), (1, ClientName::Unavailable));
+    // None is there yet, and then its successor is.
+    rig.ask(2, "192.0.2.1");
+    assert_eq!(rig.answer(), (2, ClientName::Unavailable));
+    rig.program.linked(&mut rig.host, Peer::only(Role::Resolver), theirs);
+    rig.ask(3, "192.0.2.1");
+    let ptr = rig.question();
+    rig.say(ptr.id, RecordData::Ptr(Vec::new()));
+    assert_eq!(rig.answer(), (3, ClientName::Unknown));
+}
+
+#[test]
+fn a_new_worker_gets_no_answer_of_the_old_one() {
+    let mut rig = Rig::new();
+    rig.ask(1, "192.0.2.1");
+    let ptr = rig.question();
+    let (ours, theirs) = blocking::pair().unwrap();
+    rig.worker = Link::new(ours);
+    rig.program.linked(&mut rig.host, WORKER, theirs);
+    rig.say(ptr.id, RecordData::Ptr(vec![Domain::parse("client.test").unwrap()]));
+    rig.ask(1, "127.0.0.1");
+    assert_eq!(rig.answer(), (1, ClientName::Unknown));
+    assert!(rig.worker.receive().unwrap().is_none());
+}
