@@ -226,7 +226,9 @@ impl Janitor {
         let (stop, stopped) = channel();
         let (tell, rescued) = channel();
         let thread = std::thread::Builder::new().name("janitor".into()).spawn(move || {
-            let mut adopt_after = RESCUE_AT_START;
+            // What lay there at our start is old enough by the second look at the latest.
+            let (mut adopt_after, mut wait) = (RESCUE_AT_START, RESCUE_AT_START);
+            let mut looks = 0;
             let mut swept = Instant::now();
             loop {
                 let (tmp, new, corrupt) = (dirs.tmp.as_fd(), dirs.new.as_fd(), dirs.corrupt.as_fd());
@@ -246,8 +248,11 @@ impl Janitor {
                     }
                     wake();
                 }
-                adopt_after = ADOPT_AFTER;
-                if stopped.recv_timeout(RESCUE_EVERY) != Err(RecvTimeoutError::Timeout) {
+                looks += 1;
+                if looks == 2 {
+                    (adopt_after, wait) = (ADOPT_AFTER, RESCUE_EVERY);
+                }
+                if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
             }
