@@ -25,8 +25,8 @@
 //!
 //! BUGS
 //!     Validates no DNSSEC itself: hickory 0.26.3 calls some good names bogus. When `/etc/resolv.conf` is
-//!     replaced, a reload may not be able to read the new file (the sandbox knows the old one): a restart
-//!     does.
+//!     replaced and Postern runs without root, a reload cannot read the new file (the sandbox knows the
+//!     old one) and keeps the servers; a restart reads it.
 
 #![forbid(unsafe_code)]
 
@@ -135,16 +135,13 @@ impl Program for Resolver {
         None
     }
 
-    fn prepare(&mut self, _host: &mut Host, config: &ResolverPart) -> Result<(), String> {
-        servers(config).map(drop)
-    }
-
     fn reload(&mut self, host: &mut Host, config: ResolverPart) {
         match servers(&config) {
             Ok(servers) => {
                 self.cache.clear();
                 self.upstream.use_servers(servers);
             }
+            // No reason to refuse everybody else the new configuration.
             Err(error) => host.note(Level::Error, &format!("the DNS servers stay as they were: {error}")),
         }
     }
