@@ -1,5 +1,6 @@
 //! `postern run` and `postern start`.
 
+use std::io::IsTerminal;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,10 @@ pub(crate) fn start(path: &Path, config: &Config) -> Result<(), Failure> {
     let mut command = master(path)?;
     command.env("NOTIFY_SOCKET", format!("@{address}"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+    // A script that reads what we say would wait for the end of the system: it holds that pipe as well.
+    if !std::io::stderr().is_terminal() {
+        command.stderr(Stdio::null());
+    }
     let mut child = command.spawn().map_err(failed)?;
     let deadline = Instant::now() + PATIENCE;
     let mut said = [0; 64];
