@@ -217,6 +217,7 @@ fn converse(stream: TcpStream, number: usize, shared: &Shared) -> std::io::Resul
                     mail.clone_from(&command);
                     "250 2.1.0 Ok"
                 }
+                "RCPT" if mail.is_empty() => "503 5.5.1 No MAIL",
                 "RCPT" => {
                     rcpt.push(command.clone());
                     "250 2.1.5 Ok"
@@ -224,6 +225,7 @@ fn converse(stream: TcpStream, number: usize, shared: &Shared) -> std::io::Resul
                 "DATA" if rcpt.is_empty() => "554 5.5.1 No valid recipients",
                 "DATA" => "354 Go on",
                 "RSET" => {
+                    mail.clear();
                     rcpt.clear();
                     "250 2.0.0 Ok"
                 }

@@ -68,19 +68,19 @@ fn into_the_users_mbox() {
 fn aliases_are_followed() {
     let name = account().name;
     let aliases = format!(
-        "postmaster: root\nroot: {name}\n# a list\nlist: {name}, u@v.test,\n\tw@v.test, list\n\
-         owner-list: boss@v.test\nround: about\nabout: round\n"
+        "postmaster: root\nroot: {name}\n# a list\ncrew: {name}, u@v.test,\n\tw@v.test\n\
+         owner-crew: boss@v.test\nround: about\nabout: round\n"
     );
     let (system, home) = start(with_local("maildir:{directory}/homes/{user}/Maildir"), &aliases);
     let mut client = system.smtp();
-    let id = client.send("a@x.test", &["list@l.test"], &message("to all")).unwrap();
+    let id = client.send("a@x.test", &["crew@l.test"], &message("to all")).unwrap();
     system.finished(&id);
     assert_eq!(maildir(&home.join("Maildir")).len(), 1);
     assert_eq!(system.maildir("u@v.test").len(), 1);
     assert_eq!(system.maildir("w@v.test").len(), 1);
     let event = system.wait("delivery", |e| e["id"] == *id && e["to"] == "u@v.test");
-    assert_eq!(event["orig_to"], "list@l.test");
-    assert_eq!(system.maildir("u@v.test")[0].header("Return-Path").unwrap(), "<boss@v.test>", "owner-list");
+    assert_eq!(event["orig_to"], "crew@l.test");
+    assert_eq!(system.maildir("u@v.test")[0].header("Return-Path").unwrap(), "<owner-crew@l.test>");
 
     // RFC 5321 §4.5.1: postmaster is always taken, without a domain too.
     let id = client.send("a@x.test", &["postmaster@l.test"], &message("to the postmaster")).unwrap();

@@ -33,9 +33,12 @@ fn command(system: &System, name: &str) -> Command {
 /// that bit it would heed no other configuration than the host's.)
 fn as_ordinary_user(command: &mut Command) {
     if nix::unistd::geteuid().is_root() {
-        let group = Group::from_name("postern-drop").unwrap().expect("system users: run etc/users");
-        command.uid(65534).gid(group.gid.as_raw());
+        command.uid(65534).gid(drop_group());
     }
+}
+
+fn drop_group() -> u32 {
+    Group::from_name("postern-drop").unwrap().expect("system users: run etc/users").gid.as_raw()
 }
 
 fn run(command: &mut Command, input: &[u8]) -> Output {
@@ -140,10 +143,19 @@ fn drop_is_for_dropping() {
     installed(&system);
     system.stop();
     accepted(&send(&system, &["-f", "s@x.test", "u@v.test"], b"Subject: mine\n\nx\n"));
+    // Without the group that the set-gid bit gives: no list, no file, no message.
     let drop = system.spool_path().join("drop");
-    let mut list = Command::new("ls");
-    as_ordinary_user(list.arg(&drop));
-    assert!(!run(&mut list, b"").status.success(), "nobody lists drop/");
+    let waiting = drop.join(&system.spool("drop")[0]);
+    for (program, path) in [("ls", drop.clone()), ("touch", drop.join("planted")), ("cat", waiting)] {
+        let output = run(Command::new(program).arg(path).uid(65534).gid(65534), b"");
+        assert!(!output.status.success(), "{program} in drop/: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    // What one user dropped another, who uses the same command, does not remove.
+    let other = run(
+        Command::new("rm").arg("-f").arg(drop.join(&system.spool("drop")[0])).uid(1).gid(drop_group()),
+        b"",
+    );
+    assert!(!other.status.success());
     system.start_again();
     system.wait_maildir("u@v.test", 1);
 }
@@ -156,8 +168,10 @@ fn mail_1() {
     let system = System::start();
     let sendmail = installed(&system);
     let mut mail = Command::new("/usr/bin/bsd-mailx");
-    mail.env("POSTERN_CONFIG", system.config()).env("MAILRC", "/dev/null").env("HOME", "/").current_dir("/");
-    mail.args(["-s", "by mail(1)", "-S"]).arg(format!("sendmail={}", sendmail.display())).arg("u@v.test");
+    let settings = system.directory().join("mailrc");
+    std::fs::write(&settings, format!("set sendmail={}\n", sendmail.display())).unwrap();
+    mail.env("POSTERN_CONFIG", system.config()).env("MAILRC", settings).env("HOME", "/").current_dir("/");
+    mail.args(["-s", "by mail(1)", "u@v.test"]);
     as_ordinary_user(&mut mail);
     accepted(&run(&mut mail, b"Hello\n"));
     let mail = &system.wait_maildir("u@v.test", 1)[0];
@@ -179,6 +193,9 @@ fn git_send_email() {
     std::fs::write(&patch, content).unwrap();
     let mut git = Command::new("/usr/bin/git");
     git.env("POSTERN_CONFIG", system.config()).env("HOME", directory.path()).current_dir(directory.path());
+    for who in ["AUTHOR", "COMMITTER"] {
+        git.env(format!("GIT_{who}_NAME"), "S").env(format!("GIT_{who}_EMAIL"), "s@x.test");
+    }
     git.env("GIT_CONFIG_NOSYSTEM", "1").args([
         "send-email",
         "--confirm=never",
