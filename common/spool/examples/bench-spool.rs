@@ -2,10 +2,10 @@
 //!     bench-spool: what the disk under a directory can do, and what the spool's writer makes of it
 //!
 //! SYNOPSIS
-//!     bench-spool DIR [SECONDS]
+//!     bench-spool DIR [SECONDS [KIBIBYTES]]
 //!
 //! WHAT IT DOES
-//!     In one run, in turns of SECONDS (default 1), for messages of 1, 4, 16, 64 KiB and 1 MiB:
+//!     In one run, in turns of SECONDS (default 1), for messages of 1, 4, 16, 64 KiB and 1 MiB, or of one size:
 //!     file-per-message, which is what a mail server without group commit does (threads that each create
 //!     a file, write it, fsync it and rename it), by 1, 10 and 50 threads; and the writer with 1, 10, 50
 //!     and 500 producers, each of which waits for its completion before it hands over the next. Every
@@ -44,8 +44,11 @@ fn main() -> ExitCode {
         ["--writer", directory, producers, size, seconds] => {
             alone(Path::new(directory), number(producers), number(size), number(seconds) as f64)
         }
-        [directory] => bench(Path::new(directory), 1.0),
-        [directory, seconds] => bench(Path::new(directory), seconds.parse().unwrap_or(1.0)),
+        [directory] => bench(Path::new(directory), 1.0, &SIZES),
+        [directory, seconds] => bench(Path::new(directory), seconds.parse().unwrap_or(1.0), &SIZES),
+        [directory, seconds, kibibytes] => {
+            bench(Path::new(directory), seconds.parse().unwrap_or(1.0), &[number(kibibytes) << 10])
+        }
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "bench-spool DIR [SECONDS]")),
     };
     match done {
@@ -92,7 +95,7 @@ fn percentile(durations: &[Duration], percent: usize) -> f64 {
     sorted.get(at).map_or(0.0, |d| d.as_secs_f64() * 1e3)
 }
 
-fn bench(directory: &Path, seconds: f64) -> io::Result<()> {
+fn bench(directory: &Path, seconds: f64, sizes: &[usize]) -> io::Result<()> {
     let desk = Desk::new(directory)?;
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!(
@@ -121,7 +124,7 @@ fn bench(directory: &Path, seconds: f64) -> io::Result<()> {
         "p99 ms",
         "p99/fsync"
     );
-    for size in SIZES {
+    for &size in sizes {
         let mut single: [Turn; 3] = std::array::from_fn(|_| Turn::default());
         let mut group: [Turn; 4] = std::array::from_fn(|_| Turn::default());
         for _ in 0..ROUNDS {

@@ -10,7 +10,8 @@ use nix::sys::stat::Mode;
 
 use crate::format::{self, BLOCK, FOOT_LEN, HEAD_LEN, Head, INDEX_MAX, StoredRef};
 use crate::id::QueueId;
-use crate::ops::{Directory, Ops, Probe, labelled};
+use crate::ops::{Directory, Ops, Output, Probe, labelled};
+use crate::together::Together;
 use crate::writer::{Finished, NewMessage, Shared, WriteError, WriterDirs};
 
 /// Most messages of one file. The disk's own time sets the size of a batch; this only bounds how many
@@ -50,7 +51,7 @@ fn write_one_with(ops: &Ops, directory: BorrowedFd<'_>, message: &NewMessage) ->
     let name = message.id.to_string();
     // The dot keeps it from being taken for a queue id before it is whole.
     let temporary = format!(".{name}");
-    write_file(ops, &directory, temporary.clone(), DROP_MODE, &[message])?;
+    write_file(ops, &directory, temporary.clone(), DROP_MODE, &[message], None)?;
     if let Err(error) = ops.rename((&directory, &temporary), (&directory, &name)) {
         ops.discard(&directory, &temporary);
         return Err(error.into());
@@ -63,7 +64,7 @@ fn write_one_with(ops: &Ops, directory: BorrowedFd<'_>, message: &NewMessage) ->
     Ok(())
 }
 
-/// The committer thread: until the writer is dropped, and then until all that was submitted is written.
+/// A committer thread: until the writer is dropped, and then until all that was submitted is written.
 pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops) {
     let tmp = labelled(&dirs.tmp, "tmp");
     let new = labelled(&dirs.new, "new");
@@ -97,7 +98,12 @@ fn next_batch(shared: &Shared) -> Option<Vec<(u64, NewMessage)>> {
         octets <= BATCH_OCTETS
     };
     let count = small.waiting.iter().take(BATCH_MESSAGES).take_while(fits).count().max(1);
-    Some(small.waiting.drain(..count).collect())
+    let batch = small.waiting.drain(..count).collect();
+    if !small.waiting.is_empty() {
+        // The one who filled the queue has called nobody but us.
+        shared.call_small();
+    }
+    Some(batch)
 }
 
 /// What a message adds to a file, roughly.
@@ -110,12 +116,7 @@ fn footprint(message: &NewMessage) -> usize {
 fn commit(shared: &Shared, ops: &Ops, tmp: &Directory<'_>, batch: &[(u64, NewMessage)]) -> Option<String> {
     let messages: Vec<&NewMessage> = batch.iter().map(|(_, message)| message).collect();
     let name = messages.first()?.id.to_string();
-    let written = write_file(ops, tmp, name.clone(), SHARED_MODE, &messages).and_then(|()| {
-        ops.sync_directory(tmp).map_err(|error| {
-            ops.discard(tmp, &name);
-            WriteError::from(error)
-        })
-    });
+    let written = write_file(ops, tmp, name.clone(), SHARED_MODE, &messages, Some(&shared.together));
     shared.report(batch.iter().map(|(token, message)| Finished {
         token: *token,
         id: message.id,
@@ -125,23 +126,39 @@ fn commit(shared: &Shared, ops: &Ops, tmp: &Directory<'_>, batch: &[(u64, NewMes
     written.is_ok().then_some(name)
 }
 
-/// Creates a file of these messages and syncs it. On failure the file is unlinked. A failed sync is
-/// never tried again: the kernel has marked the pages clean and would answer Ok.
+/// Creates a file of these messages and syncs it, and its directory at the same time: which of the two
+/// is done first does not matter, since nothing is promised before both are. On failure the file is
+/// unlinked. A failed sync is never tried again: the kernel has marked the pages clean and would answer Ok.
 fn write_file(
     ops: &Ops,
     directory: &Directory<'_>,
     name: String,
     mode: Mode,
     messages: &[&NewMessage],
+    together: Option<&Together>,
 ) -> Result<(), WriteError> {
     let layout = Layout::of(messages)?;
     let file = ops.create(directory, name, mode)?;
-    let written = ops.write(&file, &mut layout.slices(messages), 0).and_then(|()| ops.sync(&file));
-    if let Err(error) = written {
+    let written = write_and_sync(ops, &file, &mut layout.slices(messages), together);
+    if written.is_err() {
         ops.discard(directory, file.name());
-        return Err(error.into());
     }
-    Ok(())
+    written
+}
+
+fn write_and_sync(
+    ops: &Ops,
+    file: &Output,
+    slices: &mut [IoSlice<'_>],
+    together: Option<&Together>,
+) -> Result<(), WriteError> {
+    ops.write(file, slices, 0)?;
+    let directory = together.map(|together| {
+        ops.begin(file);
+        together.ask()
+    });
+    ops.sync(file)?;
+    directory.map_or(Ok(()), |directory| directory.wait())
 }
 
 /// What stands around the bodies of a file.

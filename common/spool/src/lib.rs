@@ -26,7 +26,7 @@
 //!     moved stays in `tmp/` for recovery; nothing that was accepted depends on it.
 //!
 //! BUGS
-//!     All streams share one thread: while a large message is synced the others wait in memory, each
+//!     Streams share a few threads: while a large message is synced its neighbours wait in memory, each
 //!     client being stopped at 256 KiB. A file whose sync fails after the queue-manager has adopted it,
 //!     which takes a sync of more than ten seconds, may be delivered although its client was told 451.
 //!     The file system must know `renameat2` with RENAME_NOREPLACE (ext4, XFS, btrfs, tmpfs and ZFS from
@@ -46,6 +46,7 @@ mod recover;
 #[cfg(test)]
 mod samples;
 mod stream;
+mod together;
 mod verify;
 mod writer;
 

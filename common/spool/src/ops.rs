@@ -94,6 +94,13 @@ impl Ops {
         Ok(())
     }
 
+    /// Lets the disk begin. It is not an operation of its own to a probe, since it promises nothing. With
+    /// blocks allocated and on their way, file and directory can be synced at once and share a commit of
+    /// the journal.
+    pub(crate) fn begin(&self, output: &Output) {
+        let _ = postern_sys::start_writeback(output.file.as_fd(), 0, 0);
+    }
+
     /// Puts a file on stable storage. fsync and not fdatasync: the latter need not write the mode, and a
     /// new file has to write its inode for the size anyway.
     pub(crate) fn sync(&self, output: &Output) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! Large messages: each is written to a file of its own as it comes, by one thread for all of them.
+//! Large messages: each is written to a file of its own as it comes, by a few threads that share them.
 
 use std::collections::HashMap;
 use std::io::IoSlice;
@@ -12,6 +12,9 @@ use crate::id::QueueId;
 use crate::ops::{Directory, Ops, Output, labelled};
 use crate::writer::{Finished, STREAM_ABOVE, Shared, WriteError, WriterDirs};
 
+/// So many octets are given to the disk before the message is finished.
+const BEGIN_AFTER: usize = 256 * 1024;
+
 /// What the event loop asks for. A stream is named by a serial number, which is never used again: the
 /// event loop's tokens are.
 pub(crate) enum Command {
@@ -19,6 +22,18 @@ pub(crate) enum Command {
     Append { serial: u64, chunk: Vec<u8> },
     Finish { serial: u64, envelope: Box<Envelope>, prepend: Vec<u8> },
     Abort { serial: u64 },
+}
+
+impl Command {
+    /// The stream's.
+    pub(crate) fn serial(&self) -> u64 {
+        match self {
+            Self::Open { serial, .. }
+            | Self::Append { serial, .. }
+            | Self::Finish { serial, .. }
+            | Self::Abort { serial } => *serial,
+        }
+    }
 }
 
 /// A file that grows.
@@ -29,6 +44,8 @@ struct Stream {
     /// Octets of the body in the file.
     length: u64,
     crc: u32,
+    /// Octets written since the disk was last told to begin.
+    lazy: usize,
     /// What came since the last write.
     pending: Vec<Vec<u8>>,
     /// Shared with the event loop, which stops reading its client above a limit.
@@ -45,7 +62,7 @@ struct Closing {
 
 type Step = fn(&mut Stream, &Streamer<'_>, &Envelope, &[u8]) -> Result<(), WriteError>;
 
-/// The streamer thread's state.
+/// A streamer thread's state.
 struct Streamer<'a> {
     shared: &'a Shared,
     ops: &'a Ops,
@@ -54,11 +71,11 @@ struct Streamer<'a> {
     streams: HashMap<u64, Stream>,
 }
 
-/// The streamer thread: until the writer is dropped. What is not finished then is unlinked.
-pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops) {
+/// Streamer thread `n`: until the writer is dropped. What is not finished then is unlinked.
+pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops, n: usize) {
     let (tmp, new) = (labelled(&dirs.tmp, "tmp"), labelled(&dirs.new, "new"));
     let mut streamer = Streamer { shared, ops, tmp, new, streams: HashMap::new() };
-    while let Some(commands) = shared.next_commands() {
+    while let Some(commands) = shared.next_commands(n) {
         streamer.round(commands);
     }
     for stream in streamer.streams.values() {
@@ -97,14 +114,20 @@ impl Streamer<'_> {
         touched.into_iter().for_each(|serial| self.flush(serial));
         // All are written before the first is synced: a journal takes them together.
         let written: Vec<Closing> = closing.into_iter().filter_map(|c| self.step(c, Stream::close)).collect();
-        let synced = written.into_iter().filter_map(|c| self.step(c, Stream::sync)).collect();
-        self.commit(synced);
+        if written.is_empty() {
+            return;
+        }
+        written.iter().for_each(|closing| self.ops.begin(&closing.stream.file));
+        let directory = self.shared.together.ask();
+        let synced: Vec<Closing> = written.into_iter().filter_map(|c| self.step(c, Stream::sync)).collect();
+        self.commit(&synced, directory.wait());
     }
 
     fn open(&mut self, serial: u64, token: u64, id: QueueId, unwritten: Arc<AtomicUsize>) {
         match self.ops.create(&self.tmp, id.to_string(), SHARED_MODE) {
             Ok(file) => {
-                let stream = Stream { token, id, file, length: 0, crc: 0, pending: Vec::new(), unwritten };
+                let stream =
+                    Stream { token, id, file, length: 0, crc: 0, lazy: 0, pending: Vec::new(), unwritten };
                 self.streams.insert(serial, stream);
             }
             Err(error) => self.shared.report([failed(serial, token, id, error.into())]),
@@ -132,11 +155,7 @@ impl Streamer<'_> {
         None
     }
 
-    fn commit(&self, synced: Vec<Closing>) {
-        if synced.is_empty() {
-            return;
-        }
-        let result = self.ops.sync_directory(&self.tmp).map_err(WriteError::from);
+    fn commit(&self, synced: &[Closing], result: Result<(), WriteError>) {
         if result.is_err() {
             synced.iter().for_each(|c| self.ops.discard(&self.tmp, c.stream.file.name()));
         }
@@ -163,6 +182,12 @@ impl Stream {
         ops.write(&self.file, &mut slices, HEAD_LEN as u64 + self.length)?;
         self.crc = pending.iter().fold(self.crc, |crc, chunk| crc32c::crc32c_append(crc, chunk));
         self.length += octets as u64;
+        self.lazy += octets;
+        if self.lazy >= BEGIN_AFTER {
+            // While the rest is on its way to us.
+            ops.begin(&self.file);
+            self.lazy = 0;
+        }
         let before = self.unwritten.fetch_sub(octets, Ordering::Relaxed);
         // The event loop stopped reading its client above twice this: tell it to go on.
         if before > STREAM_ABOVE && before - octets <= STREAM_ABOVE {

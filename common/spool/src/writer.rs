@@ -1,4 +1,4 @@
-//! The writer: lives in an event loop and never blocks it; two threads behind it do the waiting.
+//! The writer: lives in an event loop and never blocks it; the threads behind it do the waiting.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -10,9 +10,17 @@ use std::thread::JoinHandle;
 
 use crate::envelope::Envelope;
 use crate::id::QueueId;
-use crate::ops::{Ops, Probe};
+use crate::ops::{Ops, Probe, labelled};
 use crate::stream::Command;
+use crate::together::Together;
 use crate::{commit, stream};
+
+/// Threads that write files of small messages. With one, a message that comes just after a sync began
+/// waits for the whole of it before its own; with more than these, files get smaller and no message is
+/// faster, since the journal of the file system takes one commit after the other.
+const COMMITTERS: usize = 3;
+/// Threads that write large messages.
+const STREAMERS: usize = 8;
 
 /// Messages of more octets than this are streamed to a file of their own.
 pub const STREAM_ABOVE: usize = 128 * 1024;
@@ -67,6 +75,8 @@ pub struct Writer {
     streams: HashMap<u64, Open>,
     last_serial: u64,
     threads: Vec<JoinHandle<()>>,
+    /// Ends after them: they wait for it.
+    directory: Option<JoinHandle<()>>,
 }
 
 /// A stream, as the event loop sees it.
@@ -79,17 +89,27 @@ struct Open {
 pub(crate) struct Shared {
     small: Mutex<Small>,
     small_ready: Condvar,
-    stream: Mutex<Commands>,
-    stream_ready: Condvar,
+    streamers: Vec<Streamer>,
+    pub(crate) together: Together,
     finished: Mutex<Vec<Finished>>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
+
+/// What a thread does.
+type Run = dyn FnOnce(&Arc<Shared>, &WriterDirs, &Ops) + Send;
 
 /// Small messages to be written.
 #[derive(Default)]
 pub(crate) struct Small {
     pub(crate) waiting: VecDeque<(u64, NewMessage)>,
     pub(crate) closed: bool,
+}
+
+/// What one streamer is to do.
+#[derive(Default)]
+struct Streamer {
+    commands: Mutex<Commands>,
+    ready: Condvar,
 }
 
 #[derive(Default)]
@@ -107,49 +127,71 @@ pub(crate) struct Finished {
 }
 
 impl Writer {
-    /// Starts the two threads. `wake` is called from them, once for each group of completions, and when
+    /// Starts the threads. `wake` is called from them, once for each group of completions, and when
     /// a stream's unwritten octets fall below [`STREAM_ABOVE`] again; it must not block.
     pub fn start(dirs: WriterDirs, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
-        Self::start_with(dirs, wake, Ops::default())
+        Self::start_with(dirs, wake, Ops::default(), COMMITTERS, STREAMERS)
     }
 
-    /// As [`Writer::start`], with every file operation shown to `probe` first. For tests.
+    /// As [`Writer::start`], with every file operation shown to `probe` first, and one committer and one
+    /// streamer, so that it is certain what shares a file. For tests.
     #[doc(hidden)]
     pub fn start_probed(
         dirs: WriterDirs,
         wake: impl Fn() + Send + Sync + 'static,
         probe: Probe,
     ) -> io::Result<Self> {
-        Self::start_with(dirs, wake, Ops { probe: Some(probe) })
+        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, 1, 1)
     }
 
-    fn start_with(dirs: WriterDirs, wake: impl Fn() + Send + Sync + 'static, ops: Ops) -> io::Result<Self> {
+    /// As [`Writer::start_probed`], with all threads.
+    #[doc(hidden)]
+    pub fn start_probed_in_full(
+        dirs: WriterDirs,
+        wake: impl Fn() + Send + Sync + 'static,
+        probe: Probe,
+    ) -> io::Result<Self> {
+        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, COMMITTERS, STREAMERS)
+    }
+
+    fn start_with(
+        dirs: WriterDirs,
+        wake: impl Fn() + Send + Sync + 'static,
+        ops: Ops,
+        committers: usize,
+        streamers: usize,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             small: Mutex::default(),
             small_ready: Condvar::new(),
-            stream: Mutex::default(),
-            stream_ready: Condvar::new(),
+            streamers: (0..streamers).map(|_| Streamer::default()).collect(),
+            together: Together::default(),
             finished: Mutex::default(),
             wake: Box::new(wake),
         });
         let dirs = Arc::new(dirs);
-        let mut writer = Self { shared, streams: HashMap::new(), last_serial: 0, threads: Vec::new() };
-        writer.spawn("committer", &dirs, &ops, commit::run)?;
-        writer.spawn("streamer", &dirs, &ops, stream::run)?;
+        let mut writer =
+            Self { shared, streams: HashMap::new(), last_serial: 0, threads: Vec::new(), directory: None };
+        let thread = |name: &str, run: Box<Run>| {
+            let (shared, dirs, ops) = (writer.shared.clone(), dirs.clone(), ops.clone());
+            let builder = std::thread::Builder::new().name(name.to_owned());
+            builder.spawn(move || run(&shared, &dirs, &ops))
+        };
+        let directory = thread(
+            "directory",
+            Box::new(|shared, dirs, ops| shared.together.run(ops, &labelled(&dirs.tmp, "tmp"))),
+        )?;
+        let committers = (0..committers).map(|_| thread("committer", Box::new(commit::run)));
+        let streamers = (0..streamers).map(|n| {
+            thread("streamer", Box::new(move |shared, dirs, ops| stream::run(shared, dirs, ops, n)))
+        });
+        let threads: Vec<io::Result<_>> = committers.chain(streamers).collect();
+        // From here on dropping the writer ends those that did start.
+        writer.directory = Some(directory);
+        for thread in threads {
+            writer.threads.push(thread?);
+        }
         Ok(writer)
-    }
-
-    fn spawn(
-        &mut self,
-        name: &str,
-        dirs: &Arc<WriterDirs>,
-        ops: &Ops,
-        run: fn(&Arc<Shared>, &WriterDirs, &Ops),
-    ) -> io::Result<()> {
-        let (shared, dirs, ops) = (self.shared.clone(), dirs.clone(), ops.clone());
-        let builder = std::thread::Builder::new().name(name.to_owned());
-        self.threads.push(builder.spawn(move || run(&shared, &dirs, &ops))?);
-        Ok(())
     }
 
     /// Hands over a small message, whole.
@@ -225,13 +267,17 @@ impl Drop for Writer {
     /// Waits until what was submitted is written; open streams are unlinked.
     fn drop(&mut self) {
         self.shared.small().closed = true;
-        lock(&self.shared.stream).closed = true;
-        self.shared.small_ready.notify_one();
-        self.shared.stream_ready.notify_one();
+        self.shared.small_ready.notify_all();
+        for streamer in &self.shared.streamers {
+            lock(&streamer.commands).closed = true;
+            streamer.ready.notify_one();
+        }
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so; there is nobody left to tell.
             let _ = thread.join();
         }
+        self.shared.together.close();
+        let _ = self.directory.take().map(JoinHandle::join);
     }
 }
 
@@ -244,24 +290,33 @@ impl Shared {
         self.small_ready.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Wakes one more committer.
+    pub(crate) fn call_small(&self) {
+        self.small_ready.notify_one();
+    }
+
+    /// All commands of one stream go to one streamer, in their order.
     fn command(&self, command: Command) {
-        let mut commands = lock(&self.stream);
+        let n = command.serial() as usize % self.streamers.len().max(1);
+        let Some(streamer) = self.streamers.get(n) else { return };
+        let mut commands = lock(&streamer.commands);
         commands.waiting.push(command);
         let first = commands.waiting.len() == 1;
         drop(commands);
         if first {
-            self.stream_ready.notify_one();
+            streamer.ready.notify_one();
         }
     }
 
-    /// Waits for commands and takes all of them. None when the writer is gone.
-    pub(crate) fn next_commands(&self) -> Option<Vec<Command>> {
-        let mut commands = lock(&self.stream);
+    /// Waits for commands to streamer `n` and takes all of them. None when the writer is gone.
+    pub(crate) fn next_commands(&self, n: usize) -> Option<Vec<Command>> {
+        let streamer = self.streamers.get(n)?;
+        let mut commands = lock(&streamer.commands);
         while commands.waiting.is_empty() {
             if commands.closed {
                 return None;
             }
-            commands = self.stream_ready.wait(commands).unwrap_or_else(PoisonError::into_inner);
+            commands = streamer.ready.wait(commands).unwrap_or_else(PoisonError::into_inner);
         }
         Some(std::mem::take(&mut commands.waiting))
     }
@@ -277,6 +332,6 @@ impl Shared {
 }
 
 /// A thread that panicked while it held a lock left plain data behind, which is still whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -30,12 +30,23 @@ enum Event {
     Reported(QueueId),
 }
 
+type Start = fn(WriterDirs, Box<dyn Fn() + Send + Sync>, Probe) -> std::io::Result<Writer>;
+
 /// The blocks in which a disk writes.
 const SECTOR: usize = 512;
 
 #[test]
 fn a_run_of_the_writer() {
-    let (events, sent) = record_a_run(|writer, sent| {
+    cut_a_run(Writer::start_probed);
+}
+
+#[test]
+fn a_run_of_the_writer_with_all_its_threads() {
+    (0..3).for_each(|_| cut_a_run(Writer::start_probed_in_full));
+}
+
+fn cut_a_run(start: Start) {
+    let (events, sent) = record_a_run(start, |writer, sent| {
         for n in 0..40 {
             let large = n % 13 == 5;
             let message = message(n, &vec![n as u8; if large { 9000 } else { (n * 97 % 3000) as usize }]);
@@ -56,7 +67,7 @@ fn a_run_of_the_writer() {
 
 #[test]
 fn one_message_cut_in_many_ways() {
-    let (events, sent) = record_a_run(|writer, sent| {
+    let (events, sent) = record_a_run(Writer::start_probed, |writer, sent| {
         let message = message(1, &[b'x'; 5000]);
         sent.insert(message.id, message.clone());
         writer.submit(1, message);
@@ -80,7 +91,7 @@ fn a_local_program_waits_for_its_message() {
 #[test]
 fn a_writer_that_reports_too_early_is_caught() {
     for skipped in ["directory", "file"] {
-        let (mut events, sent) = record_a_run(|writer, sent| {
+        let (mut events, sent) = record_a_run(Writer::start_probed, |writer, sent| {
             let message = message(1, &[b'x'; 5000]);
             sent.insert(message.id, message.clone());
             writer.submit(1, message);
@@ -97,6 +108,7 @@ fn a_writer_that_reports_too_early_is_caught() {
 
 /// Runs a writer until everything it was given is reported.
 fn record_a_run(
+    start: Start,
     give: impl FnOnce(&mut Writer, &mut HashMap<QueueId, NewMessage>),
 ) -> (Vec<Event>, HashMap<QueueId, NewMessage>) {
     let desk = Desk::in_memory();
@@ -115,7 +127,7 @@ fn record_a_run(
         wake.lock().unwrap()();
     };
     let mut sent = HashMap::new();
-    let mut started = Writer::start_probed(desk.dirs(), wake, probe).unwrap();
+    let mut started = start(desk.dirs(), Box::new(wake), probe).unwrap();
     let mut guard = writer.lock().unwrap();
     give(&mut started, &mut sent);
     *guard = Some(started);

@@ -19,6 +19,17 @@ pub fn send(socket: BorrowedFd<'_>, packet: &[u8], descriptors: &[BorrowedFd<'_>
     if sent == packet.len() { Ok(()) } else { Err(io::Error::other("packet was cut on sending")) }
 }
 
+/// Begins to write a file's dirty pages back, without waiting for them. A hint: it promises nothing, a
+/// file system that cannot says so, and the sync that follows is what counts.
+pub fn start_writeback(file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
+    let range = (i64::try_from(offset), i64::try_from(length));
+    let (Ok(offset), Ok(length)) = range else { return Err(io::ErrorKind::InvalidInput.into()) };
+    // SAFETY: the descriptor is open while it is borrowed, and the call touches no memory of ours.
+    let done =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Receives one packet into `buffer`, without blocking: its length and its descriptors. A length of 0
 /// is the end of the link. A packet or descriptors that do not fit are an error, and what did arrive of
 /// them is closed.
