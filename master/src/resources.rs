@@ -209,7 +209,7 @@ impl Owners {
     fn of(&self, directory: &str) -> (Uid, Gid, u32) {
         match directory {
             "tmp" | "new" => (self.smtpd, self.queue_group, 0o2770),
-            "drop" => (self.queue, self.drop_group, 0o1770),
+            "drop" => (self.queue, self.drop_group, 0o3770),
             _ => (self.queue, self.queue_group, 0o700),
         }
     }

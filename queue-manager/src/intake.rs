@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use postern_spool::{ADOPT_AFTER, QueueId, ReadError, Rescued, SpoolFile, Timestamp};
 
-use crate::pickup::COPY_PREFIX;
+use crate::pickup::{COPY_PREFIX, own_copies};
 use crate::replay::Replay;
 
 /// How often `tmp/` is looked through for what its writer left behind.
@@ -162,7 +162,9 @@ fn recover_all(
         Err(error) => return found.send(Recovery::Failed(error)),
     };
     let mut swept = 0;
-    for name in listing.others.iter().filter(|name| name.starts_with(COPY_PREFIX)) {
+    let own = own_copies();
+    let left_behind = |name: &&String| name.starts_with(COPY_PREFIX) && !name.starts_with(&own);
+    for name in listing.others.iter().filter(left_behind) {
         // The copy of a file that is still in drop/ itself.
         swept += u64::from(postern_spool::remove(cur.as_fd(), name).is_ok());
     }

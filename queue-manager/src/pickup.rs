@@ -105,11 +105,16 @@ pub fn open(
     if metadata.len() > SIZE_MAX {
         return Err(unfit("too large"));
     }
-    let copy_name = format!("{COPY_PREFIX}{name_text}");
+    let copy_name = format!("{}{name_text}", own_copies());
     let result = copy(&source, cur, &copy_name).and_then(|()| check(cur, &copy_name));
     let pickup = result.and_then(|copy| Pickup::new(copy, name, id, metadata.uid(), hostname, now));
     postern_spool::remove(cur, &copy_name)?;
     pickup
+}
+
+/// What our own copies begin with: recovery, in its thread, sweeps those of our predecessors.
+pub fn own_copies() -> String {
+    format!("{COPY_PREFIX}{}-", std::process::id())
 }
 
 fn unfit(why: &str) -> Refusal {
