@@ -1,6 +1,6 @@
 # What a person types. `make run` is a mail system at your desk, `make test` shows that it works.
 .DELETE_ON_ERROR:
-.PHONY: all run build release test footprint check audit users install uninstall clean-run help
+.PHONY: all run build release test footprint bench bench-quick check audit users install uninstall clean-run help
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -41,6 +41,15 @@ test: build ## everything: unit, property and system tests
 footprint: release ## what a release costs: memory at rest, time to the first 220
 	POSTERN_BIN=$(CURDIR)/target/release $(call cargo,test) --release -p postern-tests --test footprint -- \
 		--nocapture --test-threads=1
+
+bench: release ## Postern and Postfix side by side, as root: target/bench/results.json, docs/performance.md
+	@tests/install-packages postfix
+	etc/users
+	$(call cargo,build) --release -p postern-bench
+	POSTERN_BIN=$(CURDIR)/target/release target/release/postern-bench $(BENCH)
+
+bench-quick: ## the same in a few minutes, for daily work: prints the table and leaves the document alone
+	@$(MAKE) bench BENCH="--quick --no-document $(BENCH)"
 
 check: ## format, lints, documentation, manual pages
 	$(CARGO) fmt --all --check
