@@ -1,13 +1,14 @@
 //! `postern run` and `postern start`.
 
 use std::io::IsTerminal;
+use std::io::Read;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use postern_config::Config;
+use postern_config::{Config, LogTarget};
 
 use crate::{Failure, table};
 
@@ -26,6 +27,11 @@ pub(crate) fn run(config: &Path) -> Failure {
 
 /// Starts postern-master in a session of its own and waits until it says that it serves.
 pub(crate) fn start(path: &Path, config: &Config) -> Result<(), Failure> {
+    if matches!(config.log, LogTarget::TextStderr | LogTarget::JsonStderr) {
+        let text =
+            "log goes to stderr, which nobody reads in the background: `postern run` stays in the foreground";
+        return Err(Failure::new(78, text));
+    }
     let failed = |e: std::io::Error| Failure::new(71, format!("cannot start: {e}"));
     let address = format!("/postern-start-{}", std::process::id());
     let socket = {
@@ -53,8 +59,12 @@ pub(crate) fn start(path: &Path, config: &Config) -> Result<(), Failure> {
             return Ok(());
         }
         if let Some(status) = child.try_wait().map_err(failed)? {
-            let log = format!("{:?}", config.log);
-            return Err(Failure::new(1, format!("the system ended at once ({status}): see the log ({log})")));
+            let mut said = String::new();
+            if let Some(stderr) = child.stderr.take() {
+                // As far as it is text: it is for a human.
+                let _ = stderr.take(64 * 1024).read_to_string(&mut said);
+            }
+            return Err(Failure::new(1, format!("the system ended at once ({status})\n{}", said.trim_end())));
         }
     }
     Err(Failure::new(

@@ -44,17 +44,23 @@ pub fn run(path: &Path) -> ExitCode {
     let config = match postern_config::load(path) {
         Ok(config) => config,
         Err(error) => {
-            eprint!("{error}");
+            tell(error);
             return ExitCode::from(78);
         }
     };
     match supervisor::Supervisor::start(path, config).and_then(supervisor::Supervisor::supervise) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("postern: {error}");
+            tell(format_args!("postern: {error}\n"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says something to whoever started us, if he still listens: `postern start` does so until we serve.
+fn tell(text: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = write!(std::io::stderr(), "{text}");
 }
 
 /// Why the system cannot run: a sentence with what to do about it.
