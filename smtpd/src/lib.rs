@@ -41,6 +41,7 @@ mod deadlines;
 mod message;
 mod program;
 mod refusal;
+mod room;
 mod secure;
 mod worker;
 

@@ -19,6 +19,7 @@ use crate::accept::Listener;
 use crate::connection::{Connection, Key, State};
 use crate::deadlines::Deadlines;
 use crate::refusal;
+use crate::room::Room;
 use crate::secure::{Certificate, Layer};
 use crate::worker::{Timeouts, Worker};
 
@@ -56,6 +57,8 @@ impl Program for Smtpd {
         let (Some(tmp), Some(new)) = (parts.tmp, parts.new) else {
             return Err(StartError("master gave no spool directories".into()));
         };
+        let room = tmp.try_clone().map_err(|e| StartError(format!("cannot keep the spool open: {e}")))?;
+        let room = Room::new(room, config.reserve);
         let waker = host.waker();
         // A loop that cannot be woken still looks at its deadlines.
         let writer = Writer::start(WriterDirs { tmp, new }, move || drop(waker.wake()))
@@ -68,7 +71,7 @@ impl Program for Smtpd {
             listeners: Vec::new(),
             connections: Slab::new(),
             first_token: host.tokens(PLACES).0,
-            worker: Worker::new(writer, ids, hops, timeouts, lookup, verify),
+            worker: Worker::new(writer, room, ids, hops, timeouts, lookup, verify),
             auth: Port::new(host, Peer::only(Role::Auth)),
             certificate: Certificate::new(),
             deadlines: Deadlines::new(host.now()),
@@ -145,6 +148,7 @@ impl Program for Smtpd {
     fn reload(&mut self, _host: &mut Host, config: SmtpdPart) {
         self.config = config;
         self.worker.hops_max = self.config.limits.hops;
+        self.worker.room.reserve = self.config.reserve;
         self.worker.timeouts = timeouts(&self.config.limits);
         self.certificate.forget();
         for listener in &mut self.listeners {

@@ -14,6 +14,7 @@ use postern_spool::{Completion, IdAllocator, NewMessage, STREAM_ABOVE, Writer};
 use crate::connection::{Came, Connection, Content, Key, State};
 use crate::message::{self, Header, Source};
 use crate::refusal;
+use crate::room::Room;
 
 /// One read of content; commands come in smaller pieces.
 const CONTENT_READ: usize = 64 * 1024;
@@ -48,6 +49,7 @@ pub(crate) struct Counters {
 /// The shared part of a worker.
 pub(crate) struct Worker {
     pub(crate) writer: Writer,
+    pub(crate) room: Room,
     pub(crate) ids: IdAllocator,
     pub(crate) hops_max: u32,
     pub(crate) timeouts: Timeouts,
@@ -81,6 +83,7 @@ pub(crate) struct Timeouts {
 impl Worker {
     pub(crate) fn new(
         writer: Writer,
+        room: Room,
         ids: IdAllocator,
         hops_max: u32,
         timeouts: Timeouts,
@@ -89,6 +92,7 @@ impl Worker {
     ) -> Self {
         Self {
             writer,
+            room,
             ids,
             hops_max,
             timeouts,
@@ -354,7 +358,11 @@ impl Worker {
         }
         let mut input = std::mem::take(&mut connection.input);
         let mut used = 0;
-        self.tell(host, connection, |session, out| used = session.receive(&input, out));
+        let full = self.room.is_full(host);
+        self.tell(host, connection, |session, out| {
+            session.set_full(full);
+            used = session.receive(&input, out);
+        });
         self.stream_content(host, connection);
         if used < input.len() {
             input.drain(..used);
@@ -369,7 +377,11 @@ impl Worker {
             return self.understand(host, connection);
         }
         let mut used = 0;
-        self.tell(host, connection, |session, out| used = session.receive(piece, out));
+        let full = self.room.is_full(host);
+        self.tell(host, connection, |session, out| {
+            session.set_full(full);
+            used = session.receive(piece, out);
+        });
         self.stream_content(host, connection);
         if connection.state == State::Open {
             connection.input.extend_from_slice(&piece[used..]);

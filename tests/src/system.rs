@@ -138,6 +138,11 @@ impl Builder {
     /// namespace that only the system sees and that ends with it. Needs root.
     pub fn small_spool(mut self, options: &str) -> Self {
         self.small_spool = Some(options.into());
+        // What is tested is a disk that is full, not one that is nearly so, unless a test says else.
+        let unset = |builder: &Self, key: &str| !builder.settings.contains_key(&("queue".into(), key.into()));
+        if unset(&self, "min-free") {
+            self = self.set("queue", "min-free", "\"0 B\"").set("queue", "min-inodes", "0");
+        }
         self
     }
 

@@ -162,6 +162,8 @@ impl Config {
         out.time("bounce-lifetime", self.queue.bounce_lifetime, 86_400);
         out.time("retry-first", self.queue.retry_first, 300);
         out.time("retry-most", self.queue.retry_most, 4200);
+        out.value("min-free", size(self.reserve.octets), self.reserve.octets == 64 << 20);
+        out.value("min-inodes", self.reserve.inodes, self.reserve.inodes == 1000);
         out.title("[delivery] Limits of deliveries");
         out.value("connections", self.delivery.connections, self.delivery.connections == 20);
         out.value("jobs", self.delivery.jobs, self.delivery.jobs == 200);

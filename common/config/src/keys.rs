@@ -53,6 +53,8 @@ pub const KEYS: &[Key] = &[
     key("[queue]", "bounce-lifetime", "\"1 d\""),
     key("[queue]", "retry-first", "\"5 min\""),
     key("[queue]", "retry-most", "\"1 h 10 min\""),
+    key("[queue]", "min-free", "\"64 MiB\""),
+    key("[queue]", "min-inodes", "1000"),
     key("[delivery]", "connections", "20"),
     key("[delivery]", "jobs", "200"),
     key("[delivery]", "connect-timeout", "\"30 s\""),

@@ -42,7 +42,7 @@ pub use parts::{
 };
 pub use types::{
     Config, Delivery, EnhancedStatus, Listen, LmtpServer, Local, LogTarget, MailboxTemplate, Nexthop,
-    QueueLimits, Relay, Route, RoutePattern, Service, SmtpLimits, Table, Tls, UserSet, Via, Virtual,
+    QueueLimits, Relay, Reserve, Route, RoutePattern, Service, SmtpLimits, Table, Tls, UserSet, Via, Virtual,
 };
 
 /// Largest file, octets: a list of users can be long, a log file taken for a configuration is longer.

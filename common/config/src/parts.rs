@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use postern_address::Domain;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Config, Delivery, Listen, Local, QueueLimits, Relay, Route, SmtpLimits, Virtual};
+use crate::types::{
+    Config, Delivery, Listen, Local, QueueLimits, Relay, Reserve, Route, SmtpLimits, Virtual,
+};
 
 /// For smtpd.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +19,8 @@ pub struct SmtpdPart {
     pub listen: Vec<Listen>,
     /// What a worker takes.
     pub limits: SmtpLimits,
+    /// What it leaves free in the spool.
+    pub reserve: Reserve,
     /// A certificate is configured.
     pub tls: bool,
 }
@@ -116,6 +120,7 @@ impl Config {
             hostname: self.hostname.clone(),
             listen: self.listen.clone(),
             limits: self.smtp.clone(),
+            reserve: self.reserve,
             tls: self.tls.is_some(),
         }
     }

@@ -10,8 +10,8 @@ use toml::de::{DeTable, DeValue};
 use crate::error::{ConfigError, Place};
 use crate::shape::{At, Reader, Section, Value, find, text};
 use crate::types::{
-    Config, Delivery, Listen, Local, LogTarget, MailboxTemplate, QueueLimits, Relay, Route, RoutePattern,
-    Service, SmtpLimits, Tls, UserSet, Via, Virtual,
+    Config, Delivery, Listen, Local, LogTarget, MailboxTemplate, QueueLimits, Relay, Reserve, Route,
+    RoutePattern, Service, SmtpLimits, Tls, UserSet, Via, Virtual,
 };
 use crate::value::{self, Mistake, mistake};
 
@@ -70,7 +70,7 @@ impl Reader<'_> {
         let auth = self.section(root, "[auth]");
         let auth_users = self.optional(&auth, "users", text(value::path));
         let smtp = self.smtp(root);
-        let queue = self.queue(root);
+        let (queue, reserve) = self.queue(root);
         let delivery = self.delivery(root);
         Some(Config {
             hostname: hostname?.1,
@@ -87,6 +87,7 @@ impl Reader<'_> {
             auth_users: auth_users.map(|u| u.1),
             smtp,
             queue,
+            reserve,
             delivery,
         })
     }
@@ -260,7 +261,7 @@ impl Reader<'_> {
         }
     }
 
-    fn queue(&mut self, root: &DeTable<'_>) -> QueueLimits {
+    fn queue(&mut self, root: &DeTable<'_>) -> (QueueLimits, Reserve) {
         let section = self.section(root, "[queue]");
         let lifetime = self.time(&section, "lifetime", Duration::ZERO).unwrap_or(5 * DAY);
         let bounce_lifetime = self.time(&section, "bounce-lifetime", Duration::ZERO);
@@ -272,13 +273,18 @@ impl Reader<'_> {
             self.problem(at.clone(), "`retry-first` is longer than `retry-most`".to_owned(), None);
         }
         let (first, most) = (first.map(|f| f.1), most.map(|m| m.1));
-        QueueLimits {
+        let reserve = Reserve {
+            octets: self.size(&section, "min-free", 0..=1 << 50).unwrap_or(64 << 20),
+            inodes: self.number(&section, "min-inodes", 0..=1 << 40).unwrap_or(1000),
+        };
+        let limits = QueueLimits {
             lifetime,
             // Who shortens one value does not want to be told that the default of another is longer.
             bounce_lifetime: bounce_lifetime.unwrap_or_else(|| DAY.min(lifetime)),
             retry_first: first.unwrap_or_else(|| (5 * MINUTE).min(most.unwrap_or(5 * MINUTE))),
             retry_most: most.unwrap_or_else(|| (70 * MINUTE).max(first.unwrap_or_default())),
-        }
+        };
+        (limits, reserve)
     }
 
     fn delivery(&mut self, root: &DeTable<'_>) -> Delivery {

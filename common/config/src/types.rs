@@ -39,6 +39,8 @@ pub struct Config {
     pub smtp: SmtpLimits,
     /// `[queue]`.
     pub queue: QueueLimits,
+    /// `[queue]`: what smtpd leaves free in the spool.
+    pub reserve: Reserve,
     /// `[delivery]`.
     pub delivery: Delivery,
 }
@@ -253,6 +255,15 @@ pub struct QueueLimits {
     pub retry_first: Duration,
     /// `retry-most`, default 1 h 10 min.
     pub retry_most: Duration,
+}
+
+/// `[queue]`: what smtpd leaves free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserve {
+    /// `min-free` octets, default 64 MiB.
+    pub octets: u64,
+    /// `min-inodes`, default 1000.
+    pub inodes: u64,
 }
 
 /// `[delivery]`

@@ -11,6 +11,7 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, fstatat};
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::id::QueueId;
@@ -74,6 +75,14 @@ pub fn create_directories(spool: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is left of a spool's file system for one who is not root: octets and files. A file system that
+/// does not count its files has any number of them.
+pub fn space(directory: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let stat = fstatvfs(directory)?;
+    let files = if stat.files() == 0 { u64::MAX } else { stat.files_available() };
+    Ok((stat.blocks_available().saturating_mul(stat.fragment_size()), files))
 }
 
 /// Lists a directory; oldest files first, since ids are ordered by time.

@@ -11,7 +11,7 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use postern_config::{Listen, Service, SmtpLimits, SmtpdPart};
+use postern_config::{Listen, Reserve, Service, SmtpLimits, SmtpdPart};
 use postern_ipc::smtpd_lookup::{Answer, Question, Verdict};
 use postern_ipc::supervise::{FromChild, Handle, LogKind, ToChild};
 use postern_ipc::{Link, Peer, Role, blocking, encode_config, smtpd_keys, smtpd_verify};
@@ -116,7 +116,10 @@ fn start_command(command: Command, service: Service, limits: SmtpLimits, links: 
 /// The worker's part of the configuration, as it travels.
 fn part(address: SocketAddr, service: Service, limits: SmtpLimits, tls: bool) -> OwnedFd {
     let hostname = postern_address::Domain::parse("mx.test").unwrap();
-    let config = SmtpdPart { hostname, listen: vec![Listen { address, service }], limits, tls };
+    // What the disk under a test has free is not its matter.
+    let reserve = Reserve { octets: 0, inodes: 0 };
+    let listen = vec![Listen { address, service }];
+    let config = SmtpdPart { hostname, listen, limits, reserve, tls };
     postern_sys::sealed_file("config", &encode_config(&config).unwrap()).unwrap()
 }
 

@@ -126,6 +126,7 @@ pub struct Session {
     errors: u32,
     commands: u32,
     messages: u32,
+    full: bool,
 }
 
 #[derive(Debug)]
@@ -161,7 +162,14 @@ impl Session {
             errors: 0,
             commands: 0,
             messages: 0,
+            full: false,
         }
+    }
+
+    /// Whether there is no room for another message: then MAIL is answered 452, before the client sends
+    /// what could not be kept. Transactions under way go on.
+    pub fn set_full(&mut self, full: bool) {
+        self.full = full;
     }
 
     /// Takes input and returns how much of it was used. Offer the rest again, with more behind it, or
@@ -382,6 +390,11 @@ impl Session {
         }
         if mail.size.is_some_and(|size| size > self.settings.message_size) {
             return self.refuse("MAIL", too_big(), Some(mail.reverse_path), None, out);
+        }
+        if self.full {
+            // RFC 5321 §4.2.3; RFC 1870 §6.1.
+            let reply = error(452, (4, 3, 1), "Error: insufficient system storage, try again");
+            return self.refuse("MAIL", reply, Some(mail.reverse_path), None, out);
         }
         self.stage = Stage::Open(Transaction::new(mail));
         say(out, &["250 2.1.0 Ok\r\n"]);

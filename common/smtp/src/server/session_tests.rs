@@ -123,6 +123,19 @@ fn greeted() -> Bench {
 }
 
 #[test]
+fn without_room_mail_is_deferred_and_what_is_under_way_goes_on() {
+    let mut bench = Bench::new(Protocol::Smtp);
+    bench.say("EHLO x\r\n");
+    bench.session.set_full(true);
+    assert!(bench.say("MAIL FROM:<a@b>\r\n").starts_with("452 4.3.1 "));
+    assert_eq!(bench.rejected, [("MAIL", 452)]);
+    bench.session.set_full(false);
+    assert!(bench.say("MAIL FROM:<a@b>\r\n").starts_with("250 "));
+    bench.session.set_full(true);
+    assert!(bench.say("RCPT TO:<u@t>\r\n").starts_with("250 "));
+}
+
+#[test]
 fn a_message() {
     let mut bench = Bench::new(Protocol::Smtp);
     assert_eq!(bench.say(""), "220 mx.test ESMTP Postern\r\n");
