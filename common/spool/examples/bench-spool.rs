@@ -165,7 +165,7 @@ fn kibibytes(size: usize) -> String {
 
 fn file_system(path: &Path) -> String {
     let known = [(0xef53, "ext4"), (0x5846_5342, "XFS"), (0x9123_683e, "btrfs"), (0x0102_1994, "tmpfs")];
-    let magic = nix::sys::statfs::statfs(path).map_or(0, |stat| stat.filesystem_type().0 as i64);
+    let magic = nix::sys::statfs::statfs(path).map_or(0, |stat| stat.filesystem_type().0);
     known.iter().find(|(m, _)| *m == magic).map_or(format!("{magic:x}"), |(_, name)| (*name).to_owned())
 }
 
