@@ -1,6 +1,6 @@
 # What a person types. `make run` is a mail system at your desk, `make test` shows that it works.
 .DELETE_ON_ERROR:
-.PHONY: all run build release test footprint bench bench-quick check audit users install uninstall clean-run help
+.PHONY: all run build release test footprint bench bench-quick bench-spool check audit users install uninstall clean-run help
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -50,6 +50,9 @@ bench: release ## Postern and Postfix side by side, as root: target/bench/result
 
 bench-quick: ## the same in a few minutes, for daily work: prints the table and leaves the document alone
 	@$(MAKE) bench BENCH="--quick --no-document $(BENCH)"
+
+bench-spool: ## the spool's writer beside what the disk under DIR (default: the temporary directory) can do
+	$(call cargo,run) --release -p postern-spool --example bench-spool -- $(or $(DIR),$${TMPDIR:-/tmp}) $(SECONDS)
 
 check: ## format, lints, documentation, manual pages
 	$(CARGO) fmt --all --check
