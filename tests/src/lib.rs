@@ -7,13 +7,13 @@
 //!     byte, [`Log`] waits for an event of its JSON log, [`maildir`] reads what was delivered. [`Sink`] is a
 //!     next hop with any fault one likes; [`Dovecot`], [`SmtpSink`] and [`Nsd`] are strangers' servers.
 //!
-//!     ```no_run
-//!     use postern_tests::{System, message};
-//!     let system = System::start();
-//!     let id = system.smtp().send("a@x.test", &["u@v.test"], &message("hello")).unwrap();
-//!     system.finished(&id);
-//!     assert_eq!(system.maildir("u@v.test").len(), 1);
-//!     ```
+//! ```no_run
+//! use postern_tests::{System, message};
+//! let system = System::start();
+//! let id = system.smtp().send("a@x.test", &["u@v.test"], &message("hello")).unwrap();
+//! system.finished(&id);
+//! assert_eq!(system.maildir("u@v.test").len(), 1);
+//! ```
 //!
 //! TALKS TO
 //!     Only addresses of 127.0.0.0/8; an [`Address`] is one of them that no other test has, with all its ports.
@@ -30,7 +30,10 @@
 // A rig's way to fail is to panic.
 #![allow(clippy::unwrap_used)]
 
+mod blocklog;
+mod ledger;
 mod log;
+mod loopfs;
 mod maildir;
 mod need;
 mod net;
@@ -40,7 +43,10 @@ mod sink;
 mod smtp;
 mod system;
 
+pub use blocklog::{BlockLog, Entry, Fate, LoggedDisk, Request};
+pub use ledger::{Ledger, Random, scale, settled};
 pub use log::Log;
+pub use loopfs::LoopFs;
 pub use maildir::{Mail, maildir};
 pub use need::{have, have_root, python};
 pub use net::Address;
