@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child as Process, Command, Stdio};
 use std::time::Instant;
@@ -34,6 +35,10 @@ pub(crate) struct Running {
     pub(crate) started_at: Timestamp,
     /// It has said that it serves.
     pub(crate) ready: bool,
+    /// Answers that it owes.
+    pub(crate) owed: u32,
+    /// How often it asked for another log.
+    pub(crate) logs: u32,
 }
 
 impl Child {
@@ -56,10 +61,11 @@ impl Running {
         // Nothing of our environment is the program's business, but for what a panic may show.
         command.env_clear().envs(std::env::var_os("RUST_BACKTRACE").map(|v| ("RUST_BACKTRACE", v)));
         command.envs(std::env::var_os("TZ").map(|v| ("TZ", v)));
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        // A group of its own: the interrupt key is for us, who stop the programs in order.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         let process = postern_sys::spawn(command, theirs)?;
         let (started, started_at) = (Instant::now(), Timestamp::now());
-        Ok(Self { process, link: Link::new(ours), started, started_at, ready: false })
+        Ok(Self { process, link: Link::new(ours), started, started_at, ready: false, owed: 0, logs: 0 })
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Connection {
     pub(crate) link: Link<Reply, Request>,
     /// root, or the user that master runs as: may change things. Others may look at the status.
     pub(crate) may_change: bool,
+    /// It has made its request.
+    pub(crate) asked: bool,
 }
 
 impl ControlSocket {
@@ -62,7 +64,7 @@ impl ControlSocket {
         };
         let peer = nix::sys::socket::getsockopt(&accepted, sockopt::PeerCredentials)?;
         let may_change = peer.uid() == 0 || peer.uid() == Uid::effective().as_raw();
-        Ok(Some(Connection { link: Link::new(accepted), may_change }))
+        Ok(Some(Connection { link: Link::new(accepted), may_change, asked: false }))
     }
 
     /// For the event loop.

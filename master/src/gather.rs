@@ -9,6 +9,8 @@ use mio::Token;
 use postern_config::Config;
 use postern_ipc::supervise::{Attempt, FromChild};
 
+use crate::resources::Tls;
+
 /// How long programs may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -22,6 +24,15 @@ pub(crate) struct Gather {
     deadline: Instant,
 }
 
+/// What a reload brings when all agree.
+pub(crate) struct Renewal {
+    pub(crate) config: Config,
+    /// The log, opened anew.
+    pub(crate) log: OwnedFd,
+    /// Key and certificate, opened anew.
+    pub(crate) tls: Option<Tls>,
+}
+
 /// What became of each attempt: `Ok` is a hole, `Err` the errno that closed it.
 pub(crate) type Outcomes = Vec<(Attempt, Result<(), i32>)>;
 
@@ -31,8 +42,8 @@ pub(crate) enum Subject {
     Status(Vec<(usize, Vec<(String, u64)>)>),
     /// What the sandbox prevented.
     Probe(Vec<(usize, Outcomes)>),
-    /// Whether a new configuration can be taken: it, its log, and who refused it and why.
-    Reload(Box<(Config, OwnedFd)>, Vec<(usize, String)>),
+    /// Whether a new configuration can be taken: it, its files, and who refused it and why.
+    Reload(Box<Renewal>, Vec<(usize, String)>),
 }
 
 impl Gather {
@@ -82,6 +93,11 @@ impl Gather {
             }
         }
         self.waiting.is_empty()
+    }
+
+    /// A reload is waiting for its programs.
+    pub(crate) fn is_reload(&self) -> bool {
+        matches!(self.subject, Subject::Reload(..))
     }
 
     /// When the patience is over.

@@ -25,14 +25,16 @@ const BACKLOG: i32 = 1024;
 /// How long a former system may take to let go of the spool.
 const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
+/// The key and its certificate.
+pub(crate) type Tls = (OwnedFd, OwnedFd);
+
 /// Everything opened, with what it is.
 pub(crate) struct Resources {
     listeners: Vec<OwnedFd>,
     /// Holds the spool's lock for as long as we and the queue-manager live.
     directories: Vec<(&'static str, OwnedFd)>,
     mailbox_base: Option<OwnedFd>,
-    /// The key and its certificate.
-    tls: Option<(OwnedFd, OwnedFd)>,
+    tls: Option<Tls>,
 }
 
 impl Resources {
@@ -41,11 +43,7 @@ impl Resources {
         Ok(Self {
             directories: spool(&config.spool)?,
             mailbox_base: mailbox_base(config)?,
-            tls: config
-                .tls
-                .as_ref()
-                .map(|tls| Ok((readable(&tls.key)?, readable(&tls.certificate)?)))
-                .transpose()?,
+            tls: tls(config)?,
             listeners: config.listen.iter().map(bind).collect::<Result<_, _>>()?,
         })
     }
@@ -89,10 +87,26 @@ impl Resources {
         Ok(handles)
     }
 
+    /// The key and its certificate were renewed: keys is handed these from now on.
+    pub(crate) fn replace_tls(&mut self, tls: Option<Tls>) {
+        self.tls = tls;
+    }
+
+    /// There is a key.
+    pub(crate) fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Where the listeners are, after the kernel chose.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = std::io::Result<SocketAddr>> + '_ {
         self.listeners.iter().map(|fd| TcpListener::from(fd.try_clone()?).local_addr())
     }
+}
+
+/// Opens the key and the certificate. At a reload too: renewed ones are other files by the same names.
+pub(crate) fn tls(config: &Config) -> Result<Option<Tls>, Fatal> {
+    let open = |tls: &postern_config::Tls| Ok((readable(&tls.key)?, readable(&tls.certificate)?));
+    config.tls.as_ref().map(open).transpose()
 }
 
 /// The word of a service in the configuration.

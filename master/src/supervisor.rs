@@ -31,8 +31,12 @@ const CONTROL: Token = Token(1);
 const FIRST_CHILD: usize = 2;
 const FIRST_CONNECTION: usize = 1 << 16;
 
-/// Links that go with `Start`; a packet holds 32 descriptors, and the rest follow one by one.
+/// Links that go with `Start`; the rest follow one by one.
 const LINKS_AT_START: usize = 8;
+
+/// How often a program may ask for another log in its life: it does so when syslog was restarted, and at
+/// most every ten seconds.
+const LOGS_MAX: u32 = 10_000;
 
 /// The order in which programs are stopped: first nothing new comes in, then what is being delivered is
 /// finished with the agents' help, then the rest goes. A stage that takes longer than its patience is
@@ -176,7 +180,9 @@ impl Supervisor {
     // Time.
 
     fn deadline(&self) -> Option<Instant> {
-        let restarts = self.children.iter().filter_map(|child| child.restart_at);
+        // During a reload nobody is started, and its end is among the others.
+        let startable = if self.is_reloading() { &[][..] } else { &self.children[..] };
+        let restarts = startable.iter().filter_map(|child| child.restart_at);
         let gathers = self.gathers.iter().map(Gather::deadline);
         let kill = match self.phase {
             Phase::Stopping { kill_at, .. } => Some(kill_at),
@@ -187,14 +193,14 @@ impl Supervisor {
 
     fn keep_time(&mut self) -> Result<(), Fatal> {
         let now = Instant::now();
-        for place in 0..self.children.len() {
-            if self.children[place].restart_at.is_some_and(|at| at <= now) {
-                self.start_child(place)?;
-            }
-        }
         while let Some(n) = self.gathers.iter_mut().position(|gather| gather.is_over(now)) {
             let gather = self.gathers.swap_remove(n);
             self.conclude(gather);
+        }
+        for place in 0..self.children.len() {
+            if !self.is_reloading() && self.children[place].restart_at.is_some_and(|at| at <= now) {
+                self.start_or_retry(place, now)?;
+            }
         }
         if let Phase::Stopping { stage, kill_at, failed } = self.phase {
             let of_stage = |child: &&mut Child| STAGES[stage].has(child.peer.role) && child.running.is_some();
@@ -214,11 +220,25 @@ impl Supervisor {
 
     // Children.
 
+    /// What cannot be started now (no memory, no descriptors, an upgrade under way) is tried again later,
+    /// once the system runs: the other programs do their work meanwhile.
+    fn start_or_retry(&mut self, place: usize, now: Instant) -> Result<(), Fatal> {
+        let started = self.start_child(place);
+        match started {
+            Err(error) if self.phase != Phase::Starting => {
+                self.log.note(Level::Error, None, &error.0);
+                let child = &mut self.children[place];
+                child.restart_at = Some(now + child.backoff.died(now, now));
+                Ok(())
+            }
+            started => started,
+        }
+    }
+
     fn start_child(&mut self, place: usize) -> Result<(), Fatal> {
         let peer = self.children[place].peer;
         self.children[place].restart_at = None;
         let failed = |e: &dyn std::fmt::Display| Fatal(format!("cannot start postern-{peer}: {e}"));
-        let running = Running::execute(&self.programs, peer.role).map_err(|e| failed(&e))?;
         let mut descriptors = vec![
             child::part(&self.config, peer.role).map_err(|e| failed(&e))?,
             self.log_descriptor.try_clone().map_err(|e| failed(&e))?,
@@ -231,7 +251,12 @@ impl Supervisor {
         descriptors.extend(handed);
         let start =
             ToChild::Start { me: peer, handles, identity: identity::of(peer.role)?, log: self.log_kind };
-        watch(&self.poll, &running.link, Token(FIRST_CHILD + place))?;
+        let mut running = Running::execute(&self.programs, peer.role).map_err(|e| failed(&e))?;
+        if let Err(error) = watch(&self.poll, &running.link, Token(FIRST_CHILD + place)) {
+            // Nobody else would bury it.
+            let _ = running.process.kill().and_then(|()| running.process.wait());
+            return Err(error);
+        }
         let pid = running.process.id();
         self.children[place].running = Some(running);
         self.tell(place, &start, descriptors);
@@ -263,12 +288,28 @@ impl Supervisor {
     /// Says something to a program. One that cannot be told is dying: its death will be seen.
     fn tell(&mut self, place: usize, message: &ToChild, descriptors: Vec<OwnedFd>) {
         let Some(running) = &mut self.children[place].running else { return };
-        if let Err(error) = running.link.send_with(message, descriptors)
+        running.owed += u32::from(matches!(message, ToChild::Ping | ToChild::Prepare | ToChild::Probe(_)));
+        let told = running.link.send_with(message, descriptors);
+        let deaf = running.link.is_congested();
+        let peer = self.children[place].peer;
+        if let Err(error) = told
             && !matches!(error, LinkError::Closed)
         {
-            let peer = self.children[place].peer;
             self.log.note(Level::Error, None, &format!("cannot tell {peer}: {error}"));
         }
+        if deaf {
+            // What is kept for it are descriptors as well, and we have need of ours.
+            self.misbehaves(place, "it does not hear its control socket any more");
+        }
+    }
+
+    /// A program that hangs, or was taken over: its successor does better.
+    fn misbehaves(&mut self, place: usize, how: &str) {
+        let Some(running) = &mut self.children[place].running else { return };
+        let _ = self.poll.registry().deregister(&mut SourceFd(&running.link.as_raw_fd()));
+        let peer = self.children[place].peer;
+        self.log.note(Level::Error, None, &format!("{peer} on its control socket: {how}: it is killed"));
+        self.kill(place);
     }
 
     fn hear_child(&mut self, place: usize) {
@@ -279,24 +320,26 @@ impl Supervisor {
             let heard = running.link.flush().and_then(|()| running.link.receive());
             match heard {
                 Ok(None) => return,
-                Ok(Some((FromChild::Ready, _))) => {
+                Ok(Some((FromChild::Ready, _))) if !running.ready => {
                     running.ready = true;
                     self.check_ready();
                 }
-                Ok(Some((FromChild::LogBroken, _))) => self.reopen_log(place),
-                Ok(Some((answer, _))) => {
-                    self.gathers.iter_mut().for_each(|gather| gather.answer(place, &answer))
+                Ok(Some((FromChild::LogBroken, _))) if running.logs < LOGS_MAX => {
+                    running.logs += 1;
+                    self.reopen_log(place);
                 }
+                Ok(Some((answer, _))) if running.owed > 0 => {
+                    running.owed -= 1;
+                    self.gathers.iter_mut().for_each(|gather| gather.answer(place, &answer));
+                }
+                // However much it says: it cannot keep us from the others.
+                Ok(Some(_)) => return self.misbehaves(place, "it says what nobody asked"),
                 // It is dying, and its death will be seen; the socket would wake us until then.
-                Err(error) => {
+                Err(LinkError::Closed) => {
                     let _ = self.poll.registry().deregister(&mut SourceFd(&running.link.as_raw_fd()));
-                    if !matches!(error, LinkError::Closed) {
-                        let peer = self.children[place].peer;
-                        self.log.note(Level::Error, None, &format!("{peer} on its control socket: {error}"));
-                        self.kill(place);
-                    }
                     return;
                 }
+                Err(error) => return self.misbehaves(place, &error.to_string()),
             }
         }
     }
@@ -362,8 +405,7 @@ impl Supervisor {
             self.log_descriptor = log.try_clone().map_err(|e| Fatal::because("log", e))?;
             Ok(log)
         }) {
-            // A commit of nothing prepared changes the log alone.
-            Ok(log) => self.tell(place, &ToChild::Commit, vec![log]),
+            Ok(log) => self.tell(place, &ToChild::Log, vec![log]),
             Err(error) => self.log.note(Level::Warning, None, &format!("cannot open the log anew: {error}")),
         }
     }

@@ -68,6 +68,18 @@ pub trait Program: Sized {
         Ok(())
     }
 
+    /// As [`Program::prepare`], with the files that master opened anew for this program (keys alone: the
+    /// key and its certificate, as [`Handle`] names them).
+    fn prepare_with(
+        &mut self,
+        host: &mut Host,
+        config: &Self::Config,
+        files: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        drop(files);
+        self.prepare(host, config)
+    }
+
     /// Takes the configuration last prepared.
     fn reload(&mut self, host: &mut Host, config: Self::Config);
 
@@ -231,12 +243,13 @@ fn obey<P: Program>(
     message: ToChild,
     descriptors: Vec<OwnedFd>,
 ) -> Result<(), LinkError> {
-    let descriptor = descriptors.into_iter().next();
+    let mut descriptors = descriptors.into_iter();
+    let descriptor = descriptors.next();
     match (message, descriptor) {
         (ToChild::Linked(peer), Some(socket)) => program.linked(host, peer, socket),
         (ToChild::Prepare, Some(config)) => {
             let outcome = read_config::<P::Config>(config).and_then(|config| {
-                program.prepare(host, &config)?;
+                program.prepare_with(host, &config, descriptors.collect())?;
                 *prepared = Some(config);
                 Ok(())
             });
@@ -259,6 +272,7 @@ fn obey<P: Program>(
         (ToChild::Control { may_change, request }, Some(connection)) => {
             program.control(host, may_change, request, connection);
         }
+        (ToChild::Log, Some(log)) => host.log.replace(log),
         (ToChild::Ping, _) => control.send(&FromChild::Alive(program.counters()))?,
         (message, _) => {
             host.note(Level::Warning, &format!("master said what makes no sense here: {message:?}"))

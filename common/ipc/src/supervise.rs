@@ -22,7 +22,8 @@ pub enum ToChild {
     },
     /// A neighbour is reachable by the descriptor beside this. It replaces an earlier one.
     Linked(Peer),
-    /// Check the configuration in the descriptor beside this and answer [`FromChild::Prepared`].
+    /// Check the configuration in the descriptor beside this and answer [`FromChild::Prepared`]. For keys,
+    /// where `[tls]` is configured, the key and the certificate follow, opened anew.
     Prepare,
     /// Take the configuration last prepared. Descriptor: the log, opened anew.
     Commit,
@@ -42,6 +43,8 @@ pub enum ToChild {
     },
     /// Answer [`FromChild::Alive`].
     Ping,
+    /// The log, opened anew: the answer to [`FromChild::LogBroken`].
+    Log,
 }
 
 /// The child speaks.

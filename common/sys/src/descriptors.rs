@@ -6,8 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, recvmsg, sendmsg};
 
-/// Most descriptors in one packet; the kernel's own limit is 253.
-const DESCRIPTORS_MAX: usize = 32;
+/// Most descriptors in one packet: the kernel's own limit (SCM_MAX_FD). A smtpd worker is given all
+/// listeners in one.
+const DESCRIPTORS_MAX: usize = 253;
 
 /// Sends one packet with descriptors beside it, without blocking. `WouldBlock` when the peer is full.
 pub fn send(socket: BorrowedFd<'_>, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {

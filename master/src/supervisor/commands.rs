@@ -1,6 +1,5 @@
 //! What operators ask of the running system: reloads, and the control socket.
 
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use mio::Token;
@@ -12,8 +11,11 @@ use postern_ipc::{Peer, Role};
 
 use super::{Phase, Supervisor, watch};
 use crate::child::{self, Child};
-use crate::gather::{Gather, Outcomes, Subject};
+use crate::gather::{Gather, Outcomes, Renewal, Subject};
 use crate::resources;
+
+/// Callers at the control socket at once.
+const CALLERS_MAX: usize = 64;
 
 impl Supervisor {
     pub(super) fn begin_reload(&mut self, connection: Option<Token>) {
@@ -27,7 +29,7 @@ impl Supervisor {
         if self.phase != Phase::Running {
             return Err("the system is starting or stopping".into());
         }
-        if self.gathers.iter().any(|gather| matches!(gather.subject, Subject::Reload(..))) {
+        if self.is_reloading() {
             return Err("another reload is under way".into());
         }
         let config = postern_config::load(&self.config_path).map_err(|e| e.to_string())?;
@@ -35,23 +37,33 @@ impl Supervisor {
             return Err(format!("{what} cannot change while the system runs: stop it and start it again"));
         }
         let (log, _) = resources::log(&config.log).map_err(|e| e.to_string())?;
-        for place in 0..self.children.len() {
+        let tls = resources::tls(&config).map_err(|e| format!("[tls] {e}"))?;
+        // All that can fail before anybody is asked.
+        let mut parts = Vec::new();
+        for place in self.living() {
             let role = self.children[place].peer.role;
-            let part = child::part(&config, role).map_err(|e| e.to_string())?;
-            self.tell(place, &ToChild::Prepare, vec![part]);
+            let mut files = vec![child::part(&config, role).map_err(|e| e.to_string())?];
+            if let (Role::Keys, Some((key, certificate))) = (role, &tls) {
+                let cloned = key.try_clone().and_then(|key| Ok([key, certificate.try_clone()?]));
+                files.extend(cloned.map_err(|e| e.to_string())?);
+            }
+            parts.push((place, files));
         }
-        let subject = Subject::Reload(Box::new((config, log)), Vec::new());
-        self.gathers.push(Gather::new(connection, subject, 0..self.children.len(), Instant::now()));
+        // A program that is dead now is started with what comes of this, and not before.
+        let asked: Vec<usize> = parts.iter().map(|(place, _)| *place).collect();
+        parts.into_iter().for_each(|(place, files)| self.tell(place, &ToChild::Prepare, files));
+        let subject = Subject::Reload(Box::new(Renewal { config, log, tls }), Vec::new());
+        self.gathers.push(Gather::new(connection, subject, asked.into_iter(), Instant::now()));
         Ok(())
     }
 
-    fn finish_reload(
-        &mut self,
-        connection: Option<Token>,
-        config: Config,
-        log: OwnedFd,
-        refusals: Vec<(usize, String)>,
-    ) {
+    /// A new configuration waits for its programs: none is started until it is known which one is in force.
+    pub(super) fn is_reloading(&self) -> bool {
+        self.gathers.iter().any(Gather::is_reload)
+    }
+
+    fn finish_reload(&mut self, connection: Option<Token>, new: Renewal, refusals: Vec<(usize, String)>) {
+        let Renewal { config, log, tls } = new;
         if !refusals.is_empty() {
             let words: Vec<_> = refusals
                 .iter()
@@ -71,8 +83,24 @@ impl Supervisor {
         }
         self.log_descriptor = log;
         self.config = config;
+        self.resources.replace_tls(tls);
+        self.relink_keys();
         self.log.emit(&Event::Reloaded { outcome: Ok(()) });
         self.answer(connection, Reply::Done("configuration reloaded".into()));
+    }
+
+    /// What smtpd asked keys before its commit was answered with the old chain, and no signature of the new
+    /// key would fit it. What comes over a new link is answered after the commit.
+    fn relink_keys(&mut self) {
+        let Some(keys) = self.place_of(Peer::only(Role::Keys)) else { return };
+        if self.resources.has_tls() && self.children[keys].running.is_some() {
+            match self.connect(keys) {
+                Ok(links) => links.into_iter().for_each(|(peer, socket)| {
+                    self.tell(keys, &ToChild::Linked(peer), vec![socket]);
+                }),
+                Err(error) => self.log.note(Level::Error, None, &format!("linking keys anew: {error}")),
+            }
+        }
     }
 
     // The control socket.
@@ -87,6 +115,7 @@ impl Supervisor {
                     if watch(&self.poll, &connection.link, token).is_ok() {
                         self.connections.insert(token, connection);
                     }
+                    self.make_room();
                 }
                 Err(error) => {
                     self.log.note(Level::Warning, None, &format!("control socket: {error}"));
@@ -96,14 +125,36 @@ impl Supervisor {
         }
     }
 
+    /// Everybody on the host may call, and a caller may say nothing for ever: the oldest goes, those who may
+    /// change things last.
+    fn make_room(&mut self) {
+        if self.connections.len() > CALLERS_MAX {
+            let oldest = self.connections.iter().min_by_key(|(token, c)| (c.may_change, token.0));
+            if let Some(token) = oldest.map(|(token, _)| *token) {
+                self.hang_up(token);
+            }
+        }
+    }
+
+    /// The caller is gone, and his question with him; a reload goes on.
+    fn hang_up(&mut self, token: Token) {
+        self.connections.remove(&token);
+        self.gathers.retain(|gather| gather.connection != Some(token) || gather.is_reload());
+    }
+
     pub(super) fn hear_caller(&mut self, token: Token) {
         loop {
             let Some(connection) = self.connections.get_mut(&token) else { return };
             match connection.link.flush().and_then(|()| connection.link.receive()) {
                 Ok(None) => return,
-                Ok(Some((request, _))) => self.serve(token, request),
+                // One request a connection: a flood of them would keep us from everything else.
+                Ok(Some(_)) if connection.asked => self.hang_up(token),
+                Ok(Some((request, _))) => {
+                    connection.asked = true;
+                    self.serve(token, request);
+                }
                 // It has heard enough, or spoke nonsense.
-                Err(_) => drop(self.connections.remove(&token)),
+                Err(_) => self.hang_up(token),
             }
         }
     }
@@ -136,10 +187,14 @@ impl Supervisor {
     }
 
     fn ask_all(&mut self, token: Token, subject: Subject, question: impl Fn() -> ToChild) {
-        let living: Vec<usize> =
-            (0..self.children.len()).filter(|&place| self.children[place].running.is_some()).collect();
+        let living = self.living();
         living.iter().for_each(|&place| self.tell(place, &question(), Vec::new()));
         self.gathers.push(Gather::new(Some(token), subject, living.into_iter(), Instant::now()));
+    }
+
+    /// The places of the programs that run.
+    fn living(&self) -> Vec<usize> {
+        (0..self.children.len()).filter(|&place| self.children[place].running.is_some()).collect()
     }
 
     pub(super) fn conclude(&mut self, gather: Gather) {
@@ -169,7 +224,7 @@ impl Supervisor {
                 }
                 self.say(gather.connection, &Reply::End);
             }
-            Subject::Reload(new, refusals) => self.finish_reload(gather.connection, new.0, new.1, refusals),
+            Subject::Reload(new, refusals) => self.finish_reload(gather.connection, *new, refusals),
         }
     }
 

@@ -2,8 +2,8 @@
 //!     postern-keys: holds the private key
 //!
 //! WHAT IT DOES
-//!     Reads the certificate chain and the private key at its start from descriptors that master opened,
-//!     closes them, and signs TLS handshakes for the workers of smtpd. The key never leaves this process.
+//!     Reads the certificate chain and the private key at its start, and again at a reload, from
+//!     descriptors that master opened, closes them, and signs TLS handshakes for the workers of smtpd. The key never leaves this process.
 //!
 //! TALKS TO
 //!     The workers of smtpd ([`postern_ipc::smtpd_keys`]).
@@ -18,8 +18,8 @@
 //!     signature is refused, so a handshake fails, not the session's host.
 //!
 //! BUGS
-//!     A reload keeps the key: a renewed certificate needs a restart of the system. The PEM text is not
-//!     wiped from memory after reading.
+//!     The PEM text is not wiped from memory after reading. A handshake that is under way while a reload
+//!     brings another key fails.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,7 @@ pub mod holder;
 pub mod shape;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -49,6 +49,8 @@ const FILE_MOST: u64 = 1024 * 1024;
 pub struct Keys {
     askers: Ports<Answer, Question>,
     holder: Holder,
+    /// Read from the files of a reload that is not yet committed.
+    renewed: Option<Holder>,
     signed: u64,
     refused: u64,
 }
@@ -61,20 +63,20 @@ impl Program for Keys {
         let (mut certificate, mut key, mut links) = (None, None, Vec::new());
         for (handle, descriptor) in handles {
             match handle {
-                Handle::Certificate => certificate = Some(read(descriptor, "certificate")?),
-                Handle::PrivateKey => key = Some(read(descriptor, "key")?),
+                Handle::Certificate => {
+                    certificate = Some(read(descriptor, "certificate").map_err(StartError)?)
+                }
+                Handle::PrivateKey => key = Some(read(descriptor, "key").map_err(StartError)?),
                 Handle::Link(peer) => links.push((peer, descriptor)),
                 _ => {}
             }
         }
         let holder = match (certificate, key) {
             (None, None) => Holder::empty(),
-            (Some(certificate), Some(key)) => {
-                Holder::from_pem(&certificate, &key).map_err(|error| StartError(format!("[tls] {error}")))?
-            }
+            (Some(certificate), Some(key)) => holder(&certificate, &key).map_err(StartError)?,
             _ => return Err(StartError("[tls] needs both certificate and key".into())),
         };
-        let mut program = Self { askers: Ports::new(), holder, signed: 0, refused: 0 };
+        let mut program = Self { askers: Ports::new(), holder, renewed: None, signed: 0, refused: 0 };
         for (peer, socket) in links {
             program.linked(host, peer, socket);
         }
@@ -102,7 +104,30 @@ impl Program for Keys {
         None
     }
 
-    fn reload(&mut self, _host: &mut Host, _config: KeysPart) {}
+    /// A renewed certificate, and perhaps another key: looked at now, so that a reload with files that do not
+    /// belong together is refused and the old ones stay.
+    fn prepare_with(
+        &mut self,
+        _host: &mut Host,
+        _config: &KeysPart,
+        files: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        let mut files = files.into_iter();
+        self.renewed = match (files.next(), files.next()) {
+            (Some(key), Some(certificate)) => {
+                Some(holder(&read(certificate, "certificate")?, &read(key, "key")?)?)
+            }
+            _ => None,
+        };
+        Ok(())
+    }
+
+    /// Master links the workers of smtpd anew behind this, so that they ask for the new chain.
+    fn reload(&mut self, _host: &mut Host, _config: KeysPart) {
+        if let Some(renewed) = self.renewed.take() {
+            self.holder = renewed;
+        }
+    }
 
     fn stop(&mut self, host: &mut Host) {
         host.finish();
@@ -131,11 +156,16 @@ impl Keys {
     }
 }
 
-fn read(descriptor: OwnedFd, what: &str) -> Result<Vec<u8>, StartError> {
+fn holder(certificate: &[u8], key: &[u8]) -> Result<Holder, String> {
+    Holder::from_pem(certificate, key).map_err(|error| format!("[tls] {error}"))
+}
+
+/// All of a file, from its beginning: master hands the same open file to every successor of ours, and its
+/// position is where the one before stopped to read.
+fn read(descriptor: OwnedFd, what: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    File::from(descriptor)
-        .take(FILE_MOST)
-        .read_to_end(&mut bytes)
-        .map_err(|error| StartError(format!("[tls] {what}: cannot read it: {error}")))?;
+    let mut file = File::from(descriptor);
+    let read = file.rewind().and_then(|()| file.take(FILE_MOST).read_to_end(&mut bytes));
+    read.map_err(|error| format!("[tls] {what}: cannot read it: {error}"))?;
     Ok(bytes)
 }
