@@ -24,9 +24,10 @@
 //!     in the last second.
 //!
 //! BUGS
-//!     Two recipients of a message that resolve to the same mailbox get it twice. A second job for a message
-//!     of a shared file copies its body into memory again. Whether a destination is down is forgotten at a
-//!     restart. Times are the wall clock's: set back by a day, deferred mail waits a day longer. `drop/` is limited by a constant and not by `[smtp] message-size`.
+//!     Two recipients of a message that resolve to the same mailbox get it twice where they are resolved in
+//!     different attempts. A second job for a message of a shared file copies its body into memory again.
+//!     Whether a destination is down is forgotten at a restart. Times are the wall clock's: set forward by a
+//!     week, queued mail is returned as too old. `drop/` is limited by a constant and not by `[smtp] message-size`.
 
 #![forbid(unsafe_code)]
 

@@ -38,6 +38,8 @@ use message::{Active, Entry, State, Wish};
 const ACTIVE_MAX: usize = 5000;
 /// How many of them may be retries: new mail always finds room.
 const ACTIVE_OLD_MAX: usize = ACTIVE_MAX / 2;
+/// Recipients of such messages in memory: above this no further message is begun, above half of it no retry.
+const RECIPIENTS_MAX: usize = 200_000;
 /// Questions at lookup at once.
 const QUESTIONS_MAX: usize = 256;
 /// A job that outlived this many deaths of its agent may be what kills it: it waits like any deferred one.
@@ -171,6 +173,8 @@ pub struct Scheduler {
     wake: BTreeSet<(Timestamp, QueueId)>,
     active: usize,
     active_old: usize,
+    /// Recipients of the active messages.
+    recipients: usize,
     held: usize,
     destinations: Destinations,
     agents: [dispatch::Agent; 3],
@@ -229,6 +233,7 @@ impl Scheduler {
             wake: BTreeSet::new(),
             active: 0,
             active_old: 0,
+            recipients: 0,
             held: 0,
             destinations: Destinations::default(),
             agents: Default::default(),
@@ -428,6 +433,7 @@ impl Scheduler {
             Some(State::Active(active)) => {
                 self.active -= 1;
                 self.active_old -= usize::from(!active.fresh);
+                self.recipients -= active.recipients.len();
             }
             _ => {}
         }
@@ -452,6 +458,16 @@ impl Scheduler {
     }
 
     fn wake_due(&mut self, now: Timestamp) {
+        // The clock was set back, or a delay was made shorter: nobody waits longer than he would have to now.
+        let most = Timestamp(now.0.saturating_add(self.longest()));
+        while let Some(&(at, id)) = self.wake.last().filter(|(at, _)| *at > most) {
+            self.wake.remove(&(at, id));
+            let until = Timestamp(now.0.saturating_add(self.random.below(self.limits.retry_most)));
+            if let Some(entry) = self.messages.get_mut(&id) {
+                entry.state = State::Deferred(until);
+                self.wake.insert((until, id));
+            }
+        }
         while let Some(&(at, id)) = self.wake.first() {
             if at > now {
                 return;
@@ -463,11 +479,12 @@ impl Scheduler {
 
     /// The next message to make an attempt at: new ones first.
     fn load(&mut self) -> Option<Action> {
-        while self.active < ACTIVE_MAX {
+        while self.active < ACTIVE_MAX && self.recipients < RECIPIENTS_MAX {
             let fresh = self.fresh.pop_front();
+            let old = self.active_old < ACTIVE_OLD_MAX && self.recipients < RECIPIENTS_MAX / 2;
             let id = match fresh {
                 Some(id) => id,
-                None if self.active_old < ACTIVE_OLD_MAX => self.due.pop_front()?,
+                None if old => self.due.pop_front()?,
                 None => return None,
             };
             // Held or removed meanwhile.

@@ -1,6 +1,6 @@
 //! One attempt at a message: from its recipients to their ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use postern_address::Mailbox;
 use postern_event::Status;
@@ -12,7 +12,7 @@ use postern_spool::{DoneStatus, LogEntry, QueueId, Timestamp};
 use super::destination::{Class, Group};
 use super::dispatch::ours;
 use super::message::{Active, Delivery, DeliveryState, Loaded, Recipient, State, Wish};
-use super::{Action, BounceOrder, Failure, QUESTIONS_MAX, Scheduler, Told};
+use super::{Action, BounceOrder, Failure, Limits, QUESTIONS_MAX, Scheduler, Told};
 
 impl Scheduler {
     /// What [`Action::Load`] asked for.
@@ -22,6 +22,7 @@ impl Scheduler {
         active.recipients = loaded.recipients.into_iter().map(Recipient::new).collect();
         active.asking = active.recipients.len();
         let asking = active.asking as u32;
+        self.recipients += asking as usize;
         self.lookup.waiting.extend((0..asking).map(|r| (id, r)));
         self.end_if_quiet(id, now);
     }
@@ -78,11 +79,11 @@ impl Scheduler {
         let Some(active) = self.active_mut(id) else { return true };
         active.asking = active.asking.saturating_sub(1);
         let (arrival, scheduled) = (active.arrival, active.scheduled);
-        let (all_answered, wish) = (active.asking == 0, active.wish);
+        let (all_answered, wish, null_sender) = (active.asking == 0, active.wish, active.null_sender);
         let Some(recipient) = active.recipients.get_mut(r as usize) else { return true };
         let mut told = Vec::new();
         let mut log = Vec::new();
-        resolve(recipient, answer, &mut log, &mut |address, original, status, reply| {
+        resolve(recipient, answer, null_sender, &mut log, &mut |address, original, status, reply| {
             told.push(Told { id, address, original, arrival, scheduled, status, reply });
         });
         self.counts.deferred += told.iter().filter(|t| t.status == Status::Deferred).count() as u64;
@@ -102,9 +103,20 @@ impl Scheduler {
         let class = if active.fresh { Class::Fresh } else { Class::Old };
         type Key = (Destination, Option<Mailbox>);
         let mut groups: BTreeMap<Key, Vec<(u32, u32)>> = BTreeMap::new();
+        let mut seen: HashMap<(Destination, String), (u32, u32)> = HashMap::new();
+        let several = active.recipients.len() > 1;
         for (r, recipient) in (0u32..).zip(&mut active.recipients) {
             for (d, delivery) in (0u32..).zip(&mut recipient.deliveries) {
                 if let Some(destination) = delivery.destination.take() {
+                    // Recipients that lead to the same mailbox get one copy, and share what becomes of it.
+                    if several {
+                        let key = (destination.clone(), delivery.same(&destination));
+                        let first = *seen.entry(key).or_insert((r, d));
+                        if first != (r, d) {
+                            active.twins.entry(first).or_default().push((r, d));
+                            continue;
+                        }
+                    }
                     groups.entry((destination, delivery.owner.clone())).or_default().push((r, d));
                 }
             }
@@ -212,6 +224,9 @@ impl Scheduler {
         let latest = active.arrival.0.saturating_add(lifetime).max(now.0.saturating_add(limits.retry_first));
         let (mut next, mut tried, mut log) = (u64::MAX, false, Vec::new());
         for recipient in &active.recipients {
+            if recipient.deliveries.is_empty() && !recipient.finished {
+                next = now.0; // Never asked for, since the message was withdrawn.
+            }
             for delivery in &recipient.deliveries {
                 let until = match &delivery.state {
                     DeliveryState::Pending => now.0,
@@ -232,8 +247,6 @@ impl Scheduler {
                 }
             }
         }
-        // A recipient that was never asked for, since the message was withdrawn, is due at once.
-        let next = if next == u64::MAX { now.0 } else { next };
         let hold = active.wish == Some(Wish::Hold);
         if hold {
             log.push(LogEntry::Held);
@@ -253,9 +266,17 @@ impl Scheduler {
         if let State::Active(active) = &entry.state {
             self.active -= 1;
             self.active_old -= usize::from(!active.fresh);
+            self.recipients -= active.recipients.len();
         }
         (entry.attempts, entry.state) = (attempts, State::Deferred(until));
         self.wake.insert((until, id));
+    }
+
+    /// No delay is longer than this.
+    pub(super) fn longest(&self) -> u64 {
+        let Limits { retry_first, retry_most, .. } = self.limits;
+        let most = retry_first.max(retry_most);
+        most.saturating_add(most / 2)
     }
 
     /// The delay after the `attempt`-th deferral, from 1: doubling, give or take an eighth so that what
@@ -278,6 +299,7 @@ impl Scheduler {
 fn resolve(
     recipient: &mut Recipient,
     answer: Result<Vec<queue_lookup::Delivery>, String>,
+    null_sender: bool,
     log: &mut Vec<LogEntry>,
     tell: &mut dyn FnMut(Mailbox, Option<Mailbox>, Status, Reply),
 ) {
@@ -299,6 +321,9 @@ fn resolve(
     let mut discarded = Vec::new();
     for delivery in deliveries {
         let queue_lookup::Delivery { recipient: address, reverse_path: owner, action } = delivery;
+        // A report stays one that nobody is told of (RFC 5321 §4.5.5): with an owner put in, the owner of an
+        // alias that fails would be told of the failure to tell him, for ever.
+        let owner = owner.filter(|_| !null_sender);
         // The log knows a delivery by its address: one address, one delivery.
         if recipient.done.contains(&address) || recipient.deliveries.iter().any(|d| d.address == address) {
             continue;

@@ -49,8 +49,9 @@ impl Place {
         if self.failures > 0 { 1 } else { connections.max(1) }
     }
 
-    pub(super) fn is_down(&self, now: Timestamp) -> bool {
-        now < self.down_until
+    /// Down for now. No verdict holds for longer than `longest`: the clock may have been set back since.
+    pub(super) fn is_down(&self, now: Timestamp, longest: u64) -> bool {
+        now < self.down_until && self.down_until.0 - now.0 <= longest
     }
 
     fn is_idle(&self) -> bool {
@@ -63,7 +64,12 @@ impl Place {
 pub(super) struct Destinations {
     places: Slab<Place>,
     keys: BTreeMap<Destination, usize>,
+    /// With so many, those that were down and may be forgotten are looked for.
+    crowded: usize,
 }
+
+/// Destinations kept in memory before those that were down long ago are forgotten.
+const KEPT: usize = 10_000;
 
 impl Destinations {
     pub(super) fn key(&mut self, destination: &Destination) -> usize {
@@ -99,8 +105,11 @@ impl Destinations {
         }
     }
 
-    /// Forgets those that were down and that nothing has been queued for since `before`.
+    /// When there are many, forgets those that nothing is queued for and that were down until `before`.
     pub(super) fn forget_down(&mut self, before: Timestamp) {
+        if self.places.len() <= self.crowded.max(KEPT) {
+            return;
+        }
         let old: Vec<usize> = self
             .places
             .iter()
@@ -111,9 +120,7 @@ impl Destinations {
             let place = self.places.remove(key);
             self.keys.remove(&place.destination);
         }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.places.len()
+        // Looked for again when there are twice as many: not each time.
+        self.crowded = self.places.len().saturating_mul(2);
     }
 }

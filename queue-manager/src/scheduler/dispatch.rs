@@ -10,14 +10,12 @@ use postern_spool::{DoneStatus, QueueId, Timestamp};
 
 use super::destination::{Class, Group};
 use super::message::{DeliveryState, State};
-use super::{Action, LOSSES_MAX, Order, Scheduler, Told};
+use super::{Action, LOSSES_MAX, Order, Scheduler};
 
 /// Of each agent's grant, new mail alone may use one in this many jobs.
 const RESERVED_SHARE: u32 = 4;
 /// While new mail keeps coming, one job in this many is a retry.
 const OLD_TURN: u32 = 4;
-/// Destinations kept in memory before those that were down long ago are forgotten.
-const DESTINATIONS_KEPT: usize = 10_000;
 
 /// Who delivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -143,12 +141,11 @@ impl Scheduler {
 
     /// Queues the deliveries of one message to one destination.
     pub(super) fn enqueue(&mut self, destination: &Destination, group: Group, now: Timestamp) {
-        if self.destinations.len() > DESTINATIONS_KEPT {
-            self.destinations.forget_down(now);
-        }
+        self.destinations.forget_down(now);
+        let longest = self.longest();
         let key = self.destinations.key(destination);
         let Some(place) = self.destinations.get(key) else { return };
-        if place.is_down(now) {
+        if place.is_down(now, longest) {
             let (report, until) = (place.why.clone(), place.down_until);
             let report =
                 report.unwrap_or_else(|| ours(451, EnhancedCode::new(4, 4, 0), "destination is down"));
@@ -167,6 +164,7 @@ impl Scheduler {
     }
 
     fn start_for(&mut self, kind: AgentKind, now: Timestamp) -> Option<Action> {
+        let longest = self.longest();
         loop {
             let connections = self.limits.connections;
             let agent = &mut self.agents[kind as usize];
@@ -181,7 +179,7 @@ impl Scheduler {
                 self.destinations.tidy(key);
                 continue;
             };
-            if place.is_down(now) {
+            if place.is_down(now, longest) {
                 // It came back from an agent that died, after the destination was found down.
                 let (why, until) = (place.why.clone(), place.down_until);
                 let why = why.unwrap_or_else(|| ours(451, EnhancedCode::new(4, 4, 0), "destination is down"));
@@ -190,7 +188,10 @@ impl Scheduler {
                 continue;
             }
             let destination = place.destination.clone();
-            let Some(order) = self.order(self.last_job + 1, kind, destination, &group) else { continue };
+            let Some(order) = self.order(self.last_job + 1, kind, destination, &group) else {
+                self.enlist(key); // Its message is gone; what waits behind it goes on.
+                continue;
+            };
             if let Some(place) = self.destinations.get(key) {
                 place.running += 1;
             }
@@ -240,6 +241,7 @@ impl Scheduler {
     /// What a result says of its destination.
     fn learn(&mut self, key: usize, outcome: &Outcome, now: Timestamp) {
         let down = matches!(outcome, Outcome::Deferred(report) if report.destination_down);
+        let longest = self.longest();
         let Some(place) = self.destinations.get(key) else { return };
         if !down {
             if place.failures > 0 {
@@ -248,7 +250,7 @@ impl Scheduler {
             }
             return;
         }
-        if place.is_down(now) {
+        if place.is_down(now, longest) {
             return; // One of many connections that broke together counts once.
         }
         place.failures = place.failures.saturating_add(1);
@@ -269,27 +271,34 @@ impl Scheduler {
             return;
         };
         active.open = active.open.saturating_sub(1);
-        match outcome {
-            Outcome::Delivered(_) => {
-                self.counts.delivered += 1;
-                let mut log = Vec::new();
-                if let Some(recipient) = active.recipients.get_mut(member.0 as usize) {
-                    recipient.finish(member.1 as usize, DoneStatus::Delivered, &mut log);
+        let twins = active.twins.remove(&member).unwrap_or_default();
+        let status = match outcome {
+            Outcome::Delivered(_) => Status::Sent,
+            Outcome::Deferred(_) => Status::Deferred,
+            Outcome::Failed(_) => Status::Bounced,
+        };
+        // The agent logs its own target alone.
+        let told = twins.iter().filter_map(|twin| active.told(id, *twin, status, &outcome.report().reply));
+        self.out.extend(told.map(Action::Tell));
+        let mut log = Vec::new();
+        for (r, d) in std::iter::once(member).chain(twins) {
+            let Some(recipient) = active.recipients.get_mut(r as usize) else { continue };
+            match &outcome {
+                Outcome::Delivered(_) => {
+                    self.counts.delivered += 1;
+                    recipient.finish(d as usize, DoneStatus::Delivered, &mut log);
                 }
-                self.record(id, log);
-            }
-            Outcome::Deferred(report) => {
-                self.counts.deferred += 1;
-                if let Some(delivery) = active.delivery(member) {
-                    delivery.state = DeliveryState::Deferred { report, not_before: None };
+                Outcome::Deferred(report) => {
+                    self.counts.deferred += 1;
+                    let state = DeliveryState::Deferred { report: report.clone(), not_before: None };
+                    recipient.set(d, state);
                 }
-            }
-            Outcome::Failed(report) => {
-                if let Some(delivery) = active.delivery(member) {
-                    delivery.state = DeliveryState::Failed { report, expired: false };
+                Outcome::Failed(report) => {
+                    recipient.set(d, DeliveryState::Failed { report: report.clone(), expired: false });
                 }
             }
         }
+        self.record(id, log);
     }
 
     /// Puts off deliveries that no agent tried, and says so.
@@ -298,23 +307,17 @@ impl Scheduler {
         let Some(State::Active(active)) = self.messages.get_mut(&id).map(|entry| &mut entry.state) else {
             return;
         };
-        let (arrival, scheduled) = (active.arrival, active.scheduled);
         for member in group.members {
             active.open = active.open.saturating_sub(1);
-            self.counts.deferred += 1;
-            let Some(recipient) = active.recipients.get_mut(member.0 as usize) else { continue };
-            let Some(delivery) = recipient.deliveries.get(member.1 as usize) else { continue };
-            self.out.push_back(Action::Tell(Told {
-                id,
-                address: delivery.address.clone(),
-                original: recipient.original(delivery),
-                arrival,
-                scheduled,
-                status: Status::Deferred,
-                reply: report.reply.clone(),
-            }));
-            if let Some(delivery) = recipient.deliveries.get_mut(member.1 as usize) {
-                delivery.state = DeliveryState::Deferred { report: report.clone(), not_before: until };
+            let twins = active.twins.remove(&member).unwrap_or_default();
+            for (r, d) in std::iter::once(member).chain(twins) {
+                self.counts.deferred += 1;
+                let told = active.told(id, (r, d), Status::Deferred, &report.reply);
+                self.out.extend(told.map(Action::Tell));
+                if let Some(recipient) = active.recipients.get_mut(r as usize) {
+                    let state = DeliveryState::Deferred { report: report.clone(), not_before: until };
+                    recipient.set(d, state);
+                }
             }
         }
         self.end_if_quiet(id, now);

@@ -1,8 +1,14 @@
 //! One message in the scheduler's memory: a few words while it waits, its recipients while it is active.
 
+use std::collections::BTreeMap;
+
 use postern_address::Mailbox;
+use postern_event::Status;
 use postern_ipc::queue_agent::{Destination, Report};
+use postern_smtp::Reply;
 use postern_spool::{DoneStatus, LogEntry, QueueId, Timestamp};
+
+use super::Told;
 
 /// Where a message lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +72,8 @@ pub(super) struct Active {
     pub(super) scheduled: Timestamp,
     pub(super) null_sender: bool,
     pub(super) recipients: Vec<Recipient>,
+    /// Deliveries that come of another's copy: none of them is queued.
+    pub(super) twins: BTreeMap<(u32, u32), Vec<(u32, u32)>>,
     /// Recipients whose resolution is awaited.
     pub(super) asking: usize,
     /// Deliveries in a destination's queue or in a job.
@@ -124,6 +132,7 @@ impl Active {
             scheduled: Timestamp(0),
             null_sender: false,
             recipients: Vec::new(),
+            twins: BTreeMap::new(),
             asking: 0,
             open: 0,
             bouncing: 0,
@@ -136,8 +145,36 @@ impl Active {
         self.asking == 0 && self.open == 0 && self.bouncing == 0
     }
 
-    pub(super) fn delivery(&mut self, (r, d): (u32, u32)) -> Option<&mut Delivery> {
-        self.recipients.get_mut(r as usize)?.deliveries.get_mut(d as usize)
+    /// For the log of events: what became of one delivery.
+    pub(super) fn told(
+        &self,
+        id: QueueId,
+        (r, d): (u32, u32),
+        status: Status,
+        reply: &Reply,
+    ) -> Option<Told> {
+        let recipient = self.recipients.get(r as usize)?;
+        let delivery = recipient.deliveries.get(d as usize)?;
+        Some(Told {
+            id,
+            address: delivery.address.clone(),
+            original: recipient.original(delivery),
+            arrival: self.arrival,
+            scheduled: self.scheduled,
+            status,
+            reply: reply.clone(),
+        })
+    }
+}
+
+impl Delivery {
+    /// Its address, written so that two that are one mailbox at a destination are equal: on this host
+    /// lookup has decided whose it is, elsewhere case may matter (RFC 5321 §2.4).
+    pub(super) fn same(&self, destination: &Destination) -> String {
+        match destination {
+            Destination::Local { .. } | Destination::Virtual { .. } => self.address.as_str().to_lowercase(),
+            Destination::Smtp(_) | Destination::Lmtp(_) => self.address.as_str().to_owned(),
+        }
     }
 }
 
@@ -158,6 +195,12 @@ impl Recipient {
     /// The envelope's address, where an alias changed it.
     pub(super) fn original(&self, delivery: &Delivery) -> Option<Mailbox> {
         (delivery.address != self.address).then(|| self.address.clone())
+    }
+
+    pub(super) fn set(&mut self, d: u32, state: DeliveryState) {
+        if let Some(delivery) = self.deliveries.get_mut(d as usize) {
+            delivery.state = state;
+        }
     }
 
     /// Marks one delivery done and says what the log must say: the delivery, and the recipient as a whole

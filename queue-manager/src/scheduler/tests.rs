@@ -9,6 +9,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod corners;
+
 const LIMITS: Limits =
     Limits { retry_first: 1000, retry_most: 8000, lifetime: 60_000, bounce_lifetime: 20_000, connections: 2 };
 
