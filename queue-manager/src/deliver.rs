@@ -92,10 +92,11 @@ impl QueueManager {
 
     fn load(&mut self, host: &mut Host, id: QueueId) {
         let Some(place) = self.scheduler.place(id) else { return };
+        let unwritten = self.store.unwritten(place.file).to_vec();
         let loaded = self.store.fresh(place.file).and_then(|file| {
             let stored = file.messages().get(usize::from(place.number));
             let stored = stored.ok_or_else(|| ReadError::Corrupt("no such message".into()))?;
-            Ok(Replay::new(file.log(), place.number).loaded(stored))
+            Ok(Replay::new(file.log().iter().chain(&unwritten), place.number).loaded(stored))
         });
         match loaded {
             Ok(loaded) => self.scheduler.loaded(id, loaded, host.wall()),
@@ -200,7 +201,7 @@ impl QueueManager {
         let record = |what| LogRecord { message: place.number, what };
         let records: Vec<LogRecord> = log.into_iter().map(record).collect();
         if let Err(error) = self.store.append(place.file, &records) {
-            // The schedule goes on by what is in memory; a crash would repeat what is not written.
+            // It is kept in memory and tried again; a crash would repeat what is not written.
             host.note(Level::Error, &format!("{id}: cannot record results in its spool file: {error}"));
         }
     }
@@ -273,9 +274,12 @@ impl QueueManager {
         let mut recorded = true;
         if self.store.is_shared(place.file) {
             // The file stays: what an operator removed, or could not be recorded before, must be in its log.
+            let unwritten = self.store.unwritten(place.file).to_vec();
             let left = self.store.fresh(place.file).map(|file| {
                 let stored = file.messages().get(usize::from(place.number));
-                stored.map(|stored| removals(&Replay::new(file.log(), place.number), stored, place))
+                stored.map(|stored| {
+                    removals(&Replay::new(file.log().iter().chain(&unwritten), place.number), stored, place)
+                })
             });
             let ended = left.and_then(|left| match left.filter(|left| !left.is_empty()) {
                 Some(left) => self.store.append(place.file, &left),

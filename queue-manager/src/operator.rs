@@ -158,8 +158,9 @@ fn summary(
     place: Place,
     standing: Standing,
 ) -> Result<(MessageSummary, Replay), ReadError> {
+    let unwritten = store.unwritten(place.file).to_vec();
     let file = store.fresh(place.file)?;
-    let replay = Replay::new(file.log(), place.number);
+    let replay = Replay::new(file.log().iter().chain(&unwritten), place.number);
     let stored = stored(file.messages(), place)?;
     let why = |n: u32| replay.why(n).map(|why| why.chars().take(REASON_MAX).collect());
     let unfinished = replay.unfinished(stored);

@@ -22,9 +22,9 @@ pub struct Replay {
 
 impl Replay {
     /// Reads the records of message `number`.
-    pub fn new(log: &[LogRecord], number: u16) -> Self {
+    pub fn new<'r>(log: impl IntoIterator<Item = &'r LogRecord>, number: u16) -> Self {
         let mut replay = Self::default();
-        for record in log.iter().filter(|record| record.message == number) {
+        for record in log.into_iter().filter(|record| record.message == number) {
             match &record.what {
                 LogEntry::Done { recipient, address: None, status } => {
                     replay.finished.insert(*recipient, *status);
@@ -66,7 +66,8 @@ impl Replay {
     }
 
     fn deferrals(&self, recipient: u32) -> impl Iterator<Item = &(Timestamp, String)> {
-        self.deferred.iter().filter(move |((n, _), _)| *n == recipient).map(|(_, deferral)| deferral)
+        let of = self.deferred.range((recipient, None)..).take_while(move |((n, _), _)| *n == recipient);
+        of.map(|(_, deferral)| deferral)
     }
 
     /// For an attempt.

@@ -3,6 +3,8 @@
 //! The order of things (the S3 and S4 of the spool's table):
 //! 1. A result is appended to the file's log at once and synced within a second, in a batch. A crash before
 //!    that repeats the delivery: at most what was delivered in the last second.
+//!    What cannot be appended now (a full disk) is kept in memory, counts as if it stood there, and is tried
+//!    again with each sync: else every further attempt would deliver once more.
 //! 2. A failure is recorded only after the report to the sender is durable in the spool itself. A crash
 //!    before that tries the recipient again, and reports it again.
 //! 3. A message of several in one file gives its blocks back only after the records that it is done are
@@ -15,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use postern_spool::{LogRecord, QueueId, ReadError, SpoolFile};
+use postern_spool::{LogEntry, LogRecord, QueueId, ReadError, SpoolFile};
 
 use crate::syncer::{Batch, Synced, Syncer};
 
@@ -33,6 +35,8 @@ pub struct Store {
     order: VecDeque<QueueId>,
     syncer: Syncer,
     dirty: BTreeSet<QueueId>,
+    /// Records that could not be appended yet, but for deferrals.
+    unwritten: BTreeMap<QueueId, Vec<LogRecord>>,
     directory_dirty: bool,
     /// A batch is under way.
     syncing: bool,
@@ -53,6 +57,7 @@ impl Store {
             order: VecDeque::new(),
             syncer,
             dirty: BTreeSet::new(),
+            unwritten: BTreeMap::new(),
             directory_dirty: false,
             syncing: false,
             give_back: BTreeMap::new(),
@@ -101,11 +106,40 @@ impl Store {
         self.get(file)
     }
 
-    /// Appends to the log of a file.
+    /// Appends to the log of a file. After an error the records are in [`Store::unwritten`].
     pub fn append(&mut self, file: QueueId, records: &[LogRecord]) -> Result<(), ReadError> {
-        self.get(file)?.append(records)?;
+        let mut kept = self.unwritten.remove(&file);
+        let outcome = match &mut kept {
+            None => self.get(file).and_then(|opened| Ok(opened.append(records)?)),
+            Some(kept) => {
+                kept.extend_from_slice(records);
+                self.get(file).and_then(|opened| Ok(opened.append(kept)?))
+            }
+        };
         self.dirty.insert(file);
-        Ok(())
+        if outcome.is_err() {
+            let mut kept = kept.unwrap_or_else(|| records.to_vec());
+            kept.retain(|record| !matches!(record.what, LogEntry::Deferred { .. } | LogEntry::BounceSent));
+            if !kept.is_empty() {
+                self.unwritten.insert(file, kept);
+            }
+        }
+        outcome
+    }
+
+    /// What the log of a file is to be read with.
+    pub fn unwritten(&self, file: QueueId) -> &[LogRecord] {
+        self.unwritten.get(&file).map_or(&[], Vec::as_slice)
+    }
+
+    /// Tries again what could not be appended; one that still cannot is enough to know.
+    fn append_unwritten(&mut self) {
+        let files: Vec<QueueId> = self.unwritten.keys().copied().collect();
+        for file in files {
+            if self.append(file, &[]).is_err() {
+                return;
+            }
+        }
     }
 
     /// One message of a file is finished. Its blocks go back only where its records were appended.
@@ -113,7 +147,7 @@ impl Store {
         let left = self.files.get(&file).map_or(0, |left| left.saturating_sub(1));
         if left > 0 {
             self.files.insert(file, left);
-            if recorded {
+            if recorded && !self.unwritten.contains_key(&file) {
                 self.give_back.entry(file).or_default().push(number);
                 self.dirty.insert(file);
             }
@@ -129,12 +163,13 @@ impl Store {
         self.files.remove(&file);
         self.close(file);
         self.dirty.remove(&file);
+        self.unwritten.remove(&file);
         self.give_back.remove(&file);
     }
 
     /// Something waits to be synced.
     pub fn is_dirty(&self) -> bool {
-        self.directory_dirty || !self.dirty.is_empty()
+        self.directory_dirty || !self.dirty.is_empty() || !self.unwritten.is_empty()
     }
 
     /// A batch is under way.
@@ -147,6 +182,7 @@ impl Store {
         if self.syncing || !self.is_dirty() {
             return;
         }
+        self.append_unwritten();
         let files = std::mem::take(&mut self.dirty).into_iter().collect();
         self.giving_back = std::mem::take(&mut self.give_back);
         let directory = std::mem::take(&mut self.directory_dirty);
@@ -212,6 +248,38 @@ mod tests {
             origin: Origin::Internal,
         };
         NewMessage { id, envelope, prepend: Vec::new(), body: vec![b'x'; 9000] }
+    }
+
+    /// Otherwise every attempt of an hour with a full disk would deliver once more to those who have it.
+    #[test]
+    fn what_cannot_be_recorded_now_is_kept_and_recorded_later() {
+        let spool = tempfile::tempdir().unwrap();
+        postern_spool::create_directories(spool.path()).unwrap();
+        let cur = OwnedFd::from(std::fs::File::open(spool.path().join("cur")).unwrap());
+        let file = QueueId::from_u64(1000);
+        postern_spool::write_one(cur.as_fd(), &message(file)).unwrap();
+        let mut store = Store::new(cur, || {}).unwrap();
+        store.adopt(file, 1);
+        let (path, away) = (spool.path().join("cur").join(file.to_string()), spool.path().join("away"));
+        let record = |what| LogRecord { message: 0, what };
+        let done = LogEntry::Done { recipient: 0, address: None, status: DoneStatus::Delivered };
+        let later =
+            |n| LogEntry::Deferred { recipient: n, address: None, until: Timestamp(1), reply: "450".into() };
+        std::fs::rename(&path, &away).unwrap();
+        assert!(store.append(file, &[record(done.clone()), record(later(1))]).is_err());
+        assert_eq!(store.unwritten(file), [record(done.clone())], "deferrals are made again anyhow");
+        assert!(store.is_dirty());
+        std::fs::rename(&away, &path).unwrap();
+        store.append(file, &[record(later(2))]).unwrap();
+        assert_eq!(store.fresh(file).unwrap().log(), [record(done.clone()), record(later(2))]);
+        assert!(store.unwritten(file).is_empty());
+
+        store.close(file);
+        std::fs::rename(&path, &away).unwrap();
+        assert!(store.append(file, &[record(LogEntry::Held)]).is_err());
+        std::fs::rename(&away, &path).unwrap();
+        store.sync();
+        assert_eq!(store.fresh(file).unwrap().log().len(), 3, "the next sync tries again");
     }
 
     #[test]
