@@ -1,6 +1,6 @@
 # What a person types. `make run` is a mail system at your desk, `make test` shows that it works.
 .DELETE_ON_ERROR:
-.PHONY: all run build release test footprint bench bench-quick bench-spool check audit users install uninstall clean-run help
+.PHONY: all run build release test crash-full footprint bench bench-quick bench-spool check audit users install uninstall clean-run help
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -37,6 +37,13 @@ test: build ## everything: unit, property and system tests
 	POSTERN_SKIPPED=$$skipped POSTERN_BIN=$(CURDIR)/target/debug $(call cargo,test) --workspace || status=$$?; \
 	if [ -s $$skipped ]; then sort -u $$skipped >&2; echo "SKIPPED: $$(sort -u $$skipped | wc -l) tests, see above" >&2; fi; \
 	rm -f $$skipped; exit $$status
+
+crash-full: build ## power cuts by the hundred, as root: nightly
+	@tests/install-packages
+	etc/users
+	POSTERN_CI=1 POSTERN_CUTS=$(or $(CUTS),100) POSTERN_REPLAYS=$(or $(REPLAYS),300) \
+	POSTERN_BIN=$(CURDIR)/target/debug $(call cargo,test) -p postern-tests --test power_cut --test block_replay -- \
+		--nocapture --test-threads=1
 
 footprint: release ## what a release costs: memory at rest, time to the first 220
 	POSTERN_BIN=$(CURDIR)/target/release $(call cargo,test) --release -p postern-tests --test footprint -- \
