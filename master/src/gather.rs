@@ -14,6 +14,12 @@ use crate::resources::Tls;
 /// How long programs may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What is taken of a program's answer: all that one of ours says, and no more than fits a frame with the
+/// answers of the others.
+const COUNTERS_MOST: usize = 50;
+const NAME_MOST: usize = 50;
+const WHY_MOST: usize = 1000;
+
 /// A question under way.
 pub(crate) struct Gather {
     /// Who asked, on the control socket; nobody for a reload by SIGHUP.
@@ -63,11 +69,14 @@ impl Gather {
             return;
         }
         match (&mut self.subject, answer) {
-            (Subject::Status(answers), FromChild::Alive(counters)) => answers.push((place, counters.clone())),
+            (Subject::Status(answers), FromChild::Alive(counters)) => {
+                let some = counters.iter().take(COUNTERS_MOST);
+                answers.push((place, some.map(|(name, value)| (plain(name, NAME_MOST), *value)).collect()));
+            }
             (Subject::Probe(answers), FromChild::Probed(outcome)) => answers.push((place, outcome.clone())),
             (Subject::Reload(_, refusals), FromChild::Prepared(outcome)) => {
                 if let Err(why) = outcome {
-                    refusals.push((place, why.clone()));
+                    refusals.push((place, plain(why, WHY_MOST)));
                 }
             }
             _ => return,
@@ -106,6 +115,11 @@ impl Gather {
     }
 }
 
+/// A program's words, for a terminal and a frame: it may have been taken over.
+fn plain(text: &str, most: usize) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).take(most).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,5 +136,16 @@ mod tests {
         assert!(gather.is_over(now + PATIENCE));
         let Subject::Status(answers) = gather.subject else { panic!() };
         assert_eq!(answers, [(0, vec![("x".into(), 1)])]);
+    }
+
+    #[test]
+    fn a_program_s_words_are_cut_and_harmless() {
+        let now = Instant::now();
+        let mut gather = Gather::new(None, Subject::Status(Vec::new()), 0..1, now);
+        gather.answer(0, &FromChild::Alive(vec![("\x1b[2J".repeat(9_000), 1); 900]));
+        let Subject::Status(answers) = gather.subject else { panic!() };
+        let counters = &answers[0].1;
+        assert_eq!((counters.len(), counters[0].0.chars().count()), (COUNTERS_MOST, NAME_MOST));
+        assert!(counters[0].0.starts_with("?[2J?"));
     }
 }

@@ -182,6 +182,8 @@ impl Connection {
             && !self.paused
             && self.input.len() < COMMAND_LINE_MAX
             && self.output.len() < OUTPUT_FULL
+            // TLS answers some records by itself (RFC 8446 §4.6.3): whoever does not read that is heard no more.
+            && self.tls.as_ref().is_none_or(|tls| tls.unsent().len() < OUTPUT_FULL)
     }
 
     /// Reads once. Nothing may come of octets that came: TLS has some of its own.
