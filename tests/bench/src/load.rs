@@ -47,7 +47,7 @@ pub(crate) fn pilot(peer: &mut Peer, point: Point) -> f64 {
     if matches!(point.workload, Workload::Fanout | Workload::Sendmail) {
         return 1.0;
     }
-    drop(run(peer, point, 200.0, 1.0));
+    run(peer, point, 200.0, 1.0);
     run(peer, point, 500.0, 1.0).accepted
 }
 

@@ -37,7 +37,7 @@ impl Peer {
     /// Postern, 0, and Postfix, 1; which of them comes first changes from round to round.
     pub(crate) fn both(round: usize) -> [(usize, Start); 2] {
         let both: [(usize, Start); 2] = [(0, Self::postern), (1, Self::postfix)];
-        if round % 2 == 0 { both } else { [both[1], both[0]] }
+        if round.is_multiple_of(2) { both } else { [both[1], both[0]] }
     }
 
     fn postern() -> Self {
