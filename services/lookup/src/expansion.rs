@@ -1,7 +1,7 @@
 //! One recipient resolved into deliveries: aliases, lists, and the guards against what a file of aliases can
 //! say by mistake.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use postern_address::{Domain, Mailbox};
@@ -25,7 +25,10 @@ pub(crate) struct Expansion<'a> {
     accounts: &'a mut dyn Accounts,
     include: Include<'a>,
     deliveries: Vec<Delivery>,
-    addresses: HashSet<String>,
+    /// By address, in lower case: its place in `deliveries`.
+    addresses: HashMap<String, usize>,
+    /// What cannot be said beside a delivery to the same address: all of it waits.
+    postponed: Option<String>,
     mailboxes: HashSet<Destination>,
     expanded: HashSet<String>,
     circle: Option<String>,
@@ -50,7 +53,8 @@ impl<'a> Expansion<'a> {
             accounts,
             include,
             deliveries: Vec::new(),
-            addresses: HashSet::new(),
+            addresses: HashMap::new(),
+            postponed: None,
             mailboxes: HashSet::new(),
             expanded: HashSet::new(),
             circle: None,
@@ -63,6 +67,9 @@ impl<'a> Expansion<'a> {
         let domain = recipient.domain().unwrap_or_else(|| self.tables.config.hostname.clone());
         let branch = Branch { above: Vec::new(), owner: None, domain };
         self.address(recipient, &branch)?;
+        if let Some(why) = self.postponed {
+            return Err(why);
+        }
         if self.deliveries.is_empty() {
             // Nothing but a circle, or an include file without a member.
             let failure = match &self.circle {
@@ -285,7 +292,23 @@ impl<'a> Expansion<'a> {
 
     /// Notes a delivery, unless the address or the mailbox has one.
     fn push(&mut self, address: &Mailbox, branch: &Branch, action: Action) {
-        if !self.addresses.insert(address.as_str().to_lowercase()) {
+        let key = address.as_str().to_lowercase();
+        let known = self.addresses.get(&key).and_then(|at| self.deliveries.get_mut(*at));
+        if let Some(known) = known {
+            // `ann: |command, \ann`: both are called ann. The mailbox is what counts, unless the rest is only
+            // for now: then what it would lead to must not be forgotten.
+            match (&known.action, &action) {
+                (Action::Fail(reply), Action::Deliver(_)) | (Action::Deliver(_), Action::Fail(reply))
+                    if reply.is_transient() =>
+                {
+                    self.postponed = Some(reply.lines.join(" "));
+                }
+                (Action::Fail(_) | Action::Discard, Action::Deliver(destination)) => {
+                    self.mailboxes.insert(destination.clone());
+                    known.action = action;
+                }
+                _ => {}
+            }
             return;
         }
         if let Action::Deliver(destination @ (Destination::Local { .. } | Destination::Virtual { .. })) =
@@ -294,6 +317,7 @@ impl<'a> Expansion<'a> {
         {
             return;
         }
+        self.addresses.insert(key, self.deliveries.len());
         let delivery = Delivery { recipient: address.clone(), reverse_path: branch.owner.clone(), action };
         self.deliveries.push(delivery);
     }

@@ -282,6 +282,26 @@ fn lists_have_an_owner_and_no_doubles() {
     assert!(looping.iter().any(|d| d.starts_with("ann@example.org ann")), "{looping:?}");
 }
 
+/// What an alias cannot do is told under the alias's own name, which may be a mailbox as well: neither may
+/// hide the other.
+#[test]
+fn a_mailbox_beside_what_an_alias_cannot_do() {
+    let aliases = "ann: |/usr/bin/vacation ann, \\ann\nbob: /dev/null, \\bob\nann+own: \\ann+own, |x\n";
+
+    let tables = tables(CONFIG, aliases);
+    for (recipient, expected) in [
+        ("ann@example.org", "ann@example.org ann ~/Maildir"),
+        ("bob@example.org", "bob@example.org bob ~/Maildir"),
+        ("ann+own@example.org", "ann+own@example.org ann+own ~/Maildir"),
+    ] {
+        assert_eq!(told(&tables, recipient), [expected], "{recipient}");
+    }
+    // The members of a list that cannot be read just now must not be forgotten.
+    let list = "ann: \\ann, :include:/lists/gone\n";
+    let why = resolve(&self::tables(CONFIG, list), "ann@example.org").unwrap_err();
+    assert!(why.contains("no such file"), "{why}");
+}
+
 #[test]
 fn aliases_within_aliases_end() {
     let chain: String = (0..40).map(|n| format!("a{n}: a{}\n", n + 1)).collect();
