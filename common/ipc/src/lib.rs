@@ -22,6 +22,7 @@ mod caller;
 pub mod control;
 mod frame;
 mod link;
+mod octets;
 pub mod queue_agent;
 pub mod queue_lookup;
 pub mod resolve;

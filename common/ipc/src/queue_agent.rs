@@ -84,11 +84,12 @@ pub struct Target {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// Here.
-    Inline(Vec<u8>),
+    Inline(#[serde(with = "crate::octets")] Vec<u8>),
     /// `prepend`, then `length` octets at `offset` of the read-only descriptor beside the job, which
     /// holds no other message.
     File {
         /// Lines that come before what is in the file.
+        #[serde(with = "crate::octets")]
         prepend: Vec<u8>,
         /// Where the message begins in the file.
         offset: u64,
