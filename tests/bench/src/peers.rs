@@ -158,7 +158,7 @@ impl Sink {
             command.args(["-u", "nobody"]);
         }
         command.arg(address.to_string()).arg("1000").current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let mut output = child.stdout.take().unwrap();
         let count = Arc::new(AtomicUsize::new(0));
