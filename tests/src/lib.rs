@@ -31,6 +31,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod blocklog;
+mod inject;
 mod ledger;
 mod log;
 mod loopfs;
@@ -44,6 +45,7 @@ mod smtp;
 mod system;
 
 pub use blocklog::{BlockLog, Entry, Fate, LoggedDisk, Request};
+pub use inject::Fault;
 pub use ledger::{Ledger, Random, scale, settled};
 pub use log::Log;
 pub use loopfs::LoopFs;
