@@ -191,7 +191,8 @@ impl QueueManager {
     fn pick_up_one(&mut self, host: &mut Host, name: QueueId) {
         let id = self.next_id();
         let (cur, hostname) = (self.store.directory().as_fd(), self.config.hostname.as_str());
-        let mut pickup = match pickup::open(self.drop.as_fd(), cur, name, id, hostname, host.wall()) {
+        let (drop, size) = (self.drop.as_fd(), self.config.message_size);
+        let mut pickup = match pickup::open(drop, cur, name, id, hostname, size, host.wall()) {
             Ok(pickup) => pickup,
             Err(refusal) => return self.refused(host, name, &refusal),
         };

@@ -27,7 +27,7 @@
 //!     Two recipients of a message that resolve to the same mailbox get it twice where they are resolved in
 //!     different attempts. A second job for a message of a shared file copies its body into memory again.
 //!     Whether a destination is down is forgotten at a restart. Times are the wall clock's: set forward by a
-//!     week, queued mail is returned as too old. `drop/` is limited by a constant and not by `[smtp] message-size`.
+//!     week, queued mail is returned as too old.
 
 #![forbid(unsafe_code)]
 

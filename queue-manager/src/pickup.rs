@@ -23,8 +23,8 @@ use postern_spool::{
 
 /// Copies in `cur/` begin with this; no queue id does.
 pub const COPY_PREFIX: &str = "drop-";
-/// Most octets of a dropped file.
-pub const SIZE_MAX: u64 = 256 * 1024 * 1024;
+/// Most octets of a dropped file beside its message: ten thousand recipients and the frame.
+const BESIDE_MAX: u64 = 8 * 1024 * 1024;
 /// Most recipients of a dropped message.
 const RECIPIENTS_MAX: usize = 10_000;
 /// Octets read from the copy at once.
@@ -85,6 +85,7 @@ pub fn open(
     name: QueueId,
     id: QueueId,
     hostname: &str,
+    message_size: u64,
     now: Timestamp,
 ) -> Result<Pickup, Refusal> {
     let name_text = name.to_string();
@@ -102,11 +103,12 @@ pub fn open(
     if metadata.nlink() != 1 {
         return Err(unfit("has another name"));
     }
-    if metadata.len() > SIZE_MAX {
-        return Err(unfit("too large"));
+    let most = message_size.saturating_add(BESIDE_MAX);
+    if metadata.len() > most {
+        return Err(too_large(message_size));
     }
     let copy_name = format!("{}{name_text}", own_copies());
-    let result = copy(&source, cur, &copy_name).and_then(|()| check(cur, &copy_name));
+    let result = copy(&source, most, cur, &copy_name).and_then(|()| check(cur, &copy_name, message_size));
     let pickup = result.and_then(|copy| Pickup::new(copy, name, id, metadata.uid(), hostname, now));
     postern_spool::remove(cur, &copy_name)?;
     pickup
@@ -121,16 +123,20 @@ fn unfit(why: &str) -> Refusal {
     Refusal::Unfit(why.to_owned())
 }
 
-fn copy(mut source: &File, cur: BorrowedFd<'_>, name: &str) -> Result<(), Refusal> {
+fn too_large(message_size: u64) -> Refusal {
+    Refusal::Unfit(format!("too large: [smtp] message-size is {message_size} octets"))
+}
+
+fn copy(mut source: &File, most: u64, cur: BorrowedFd<'_>, name: &str) -> Result<(), Refusal> {
     postern_spool::remove(cur, name)?;
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut target = File::from(openat(cur, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
     // The owner may write while we copy: no more than the limit.
-    io::copy(&mut io::Read::take(&mut source, SIZE_MAX), &mut target)?;
+    io::copy(&mut io::Read::take(&mut source, most), &mut target)?;
     Ok(())
 }
 
-fn check(cur: BorrowedFd<'_>, name: &str) -> Result<SpoolFile, Refusal> {
+fn check(cur: BorrowedFd<'_>, name: &str, message_size: u64) -> Result<SpoolFile, Refusal> {
     match postern_spool::classify(cur, name)? {
         Found::Whole => {}
         Found::Unfinished => return Err(unfit("no spool file")),
@@ -147,6 +153,7 @@ fn check(cur: BorrowedFd<'_>, name: &str) -> Result<SpoolFile, Refusal> {
     match file.messages() {
         [one] if one.envelope.recipients.is_empty() => Err(unfit("no recipients")),
         [one] if one.envelope.recipients.len() > RECIPIENTS_MAX => Err(unfit("too many recipients")),
+        [one] if one.length > message_size => Err(too_large(message_size)),
         [_] => Ok(file),
         _ => Err(unfit("more than one message")),
     }

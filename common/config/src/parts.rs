@@ -36,6 +36,8 @@ pub struct QueuePart {
     pub connections: u32,
     /// Received lines until a message counts as looping.
     pub hops: u32,
+    /// Most octets of a message from a local program.
+    pub message_size: u64,
 }
 
 /// For delivery-remote.
@@ -132,6 +134,7 @@ impl Config {
             limits: self.queue.clone(),
             connections: self.delivery.connections,
             hops: self.smtp.hops,
+            message_size: self.smtp.message_size,
         }
     }
 

@@ -11,6 +11,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+const MESSAGE_SIZE: u64 = 1 << 20;
+
 struct Spool {
     directory: tempfile::TempDir,
 }
@@ -32,7 +34,8 @@ impl Spool {
 
     fn pick_up(&self, name: QueueId) -> Result<Pickup, Refusal> {
         let (drop, cur) = (self.open("drop"), self.open("cur"));
-        let picked = open(drop.as_fd(), cur.as_fd(), name, QueueId::from_u64(77), "mx.test", Timestamp(5));
+        let id = QueueId::from_u64(77);
+        let picked = open(drop.as_fd(), cur.as_fd(), name, id, "mx.test", MESSAGE_SIZE, Timestamp(5));
         assert_eq!(std::fs::read_dir(self.path("cur")).unwrap().count(), 0, "the copy is gone");
         picked
     }
@@ -139,7 +142,7 @@ fn what_is_no_message_is_refused() {
     std::fs::create_dir(path(5)).unwrap();
     assert_eq!(refused(5, "not a regular file"), "removed");
 
-    File::create(path(6)).unwrap().set_len(SIZE_MAX + 1).unwrap();
+    File::create(path(6)).unwrap().set_len(MESSAGE_SIZE + BESIDE_MAX + 1).unwrap();
     assert_eq!(refused(6, "too large"), "set aside");
 
     put(dropped(7, b"A: b\r\n\r\nbare\nline\r\n"));
@@ -159,6 +162,13 @@ fn what_is_no_message_is_refused() {
     let at = SpoolFile::open(spool.open("drop").as_fd(), &QueueId::from_u64(11).to_string()).unwrap();
     file.write_all_at(b"X", at.messages()[0].offset).unwrap();
     assert_eq!(refused(11, "damaged"), "set aside");
+
+    let lines = |octets: u64| b"123456\r\n".repeat(octets as usize / 8);
+    put(dropped(12, &lines(MESSAGE_SIZE + 8)));
+    assert_eq!(refused(12, "message-size is 1048576 octets"), "set aside");
+    put(dropped(13, &lines(MESSAGE_SIZE)));
+    assert!(spool.pick_up(QueueId::from_u64(13)).is_ok());
+    std::fs::remove_file(path(13)).unwrap();
 
     assert!(matches!(spool.pick_up(QueueId::from_u64(99)), Err(Refusal::Gone)));
     assert_eq!(std::fs::read_dir(spool.path("drop")).unwrap().count(), 0);
