@@ -68,7 +68,12 @@ impl Listener {
         loop {
             match self.socket.accept() {
                 // A dual-stack listener shows IPv4 clients as ::ffff:a.b.c.d.
-                Ok((stream, from)) => return Some((stream, from.ip().to_canonical())),
+                Ok((stream, from)) => {
+                    // Replies are written once a turn: a second one must not wait for the client's
+                    // acknowledgement of the first. A socket that refuses is slower, and that is all.
+                    let _ = stream.set_nodelay(true);
+                    return Some((stream, from.ip().to_canonical()));
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.ready = false;
                     return None;
