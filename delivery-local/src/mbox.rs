@@ -7,13 +7,13 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mknodat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{Uid, UnlinkatFlags, unlinkat};
 use postern_address::ReversePath;
 use postern_smtp::Reply;
 
@@ -44,13 +44,23 @@ pub enum MboxError {
 }
 
 impl Mbox {
-    /// Opens the file, and makes it when it is missing. A symbolic link, or anything that is not a plain
-    /// file, is refused.
+    /// Opens the file, and makes it when it is missing. A symbolic link, anything that is not a plain
+    /// file, another user's and one with a second name are refused.
     pub fn open(directory: OwnedFd, name: &OsStr) -> io::Result<Self> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = File::from(openat(&directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-        if !file.metadata()?.is_file() {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
             return Err(io::Error::other("the mailbox is not a plain file"));
+        }
+        // The mail group may open everybody's in /var/mail. An old account's, whose number may be another's
+        // by now, would be read by him.
+        if metadata.uid() != Uid::effective().as_raw() {
+            let text = format!("the mailbox belongs to user id {} and not to its user", metadata.uid());
+            return Err(io::Error::other(text));
+        }
+        if metadata.nlink() > 1 {
+            return Err(io::Error::other("the mailbox has another name (a hard link)"));
         }
         nix::unistd::fsync(&directory)?;
         Ok(Self { directory, name: name.to_owned(), file })
@@ -408,6 +418,24 @@ mod tests {
         lock.set_modified(SystemTime::now() - 2 * STALE).unwrap();
         let results = mbox.deliver(vec![("From a\n".to_owned(), text("x"))], PATIENCE).unwrap();
         assert!(results[0].is_ok());
+    }
+
+    /// A mailbox of somebody who had the name before, or a second name of somebody else's: whoever owns the
+    /// file reads what is written to it.
+    #[test]
+    fn a_file_that_is_not_the_user_s_alone_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let open = |name: &str| Mbox::open(directory(temp.path()).unwrap(), OsStr::new(name));
+        fs::write(temp.path().join("one"), "").unwrap();
+        fs::hard_link(temp.path().join("one"), temp.path().join("two")).unwrap();
+        assert!(open("two").unwrap_err().to_string().contains("another name"));
+        fs::remove_file(temp.path().join("one")).unwrap();
+        assert!(open("two").is_ok());
+        // Only root can make a file of somebody else's.
+        if nix::unistd::Uid::effective().is_root() {
+            nix::unistd::chown(&temp.path().join("two"), Some(1.into()), None).unwrap();
+            assert!(open("two").unwrap_err().to_string().contains("belongs to user id 1"));
+        }
     }
 
     proptest! {
