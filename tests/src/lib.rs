@@ -4,7 +4,7 @@
 //! WHAT IT DOES
 //!     [`System`] writes a configuration into a directory of its own, starts `postern run` on ports that the
 //!     kernel picks, waits for its `ready` event, and ends it by SIGTERM. [`Smtp`] speaks to it byte for
-//!     byte, [`Log`] waits for an event of its JSON log, [`maildir`] reads what was delivered. [`Sink`] is a
+//!     byte, [`Log`] waits for an event of its JSON log, [`maildir()`] reads what was delivered. [`Sink`] is a
 //!     next hop with any fault one likes; [`Dovecot`], [`SmtpSink`] and [`Nsd`] are strangers' servers.
 //!
 //! ```no_run

@@ -14,7 +14,7 @@
 //!     link, never the program.
 //!
 //! BUGS
-//!     bincode is unmaintained. It is used in [`frame`] and nowhere else; nothing on disk is in it.
+//!     bincode is unmaintained. It is used in `frame.rs` and nowhere else; nothing on disk is in it.
 
 #![forbid(unsafe_code)]
 

@@ -122,7 +122,7 @@ impl Tables {
         warnings
     }
 
-    /// Routes first, then [local], then [virtual]. Only a route for exactly a domain takes it from those
+    /// Routes first, then `[local]`, then `[virtual]`. Only a route for exactly a domain takes it from those
     /// sections: `*` and `.example.org` are for the domains of others, so that a smart host does not get
     /// the mail that it sends us.
     pub(crate) fn place(&self, recipient: &Mailbox) -> Place<'_> {
