@@ -1,6 +1,8 @@
 //! What a hostile neighbour, caller or long life does to the programs at the network and to master.
 #![allow(clippy::unwrap_used)]
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -8,7 +10,7 @@ use std::time::Duration;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
 use postern_ipc::control::{Reply, Request};
 use postern_ipc::{Link, LinkError, blocking};
-use postern_tests::{System, have, message, until};
+use postern_tests::{Answer, Sink, System, have, message, until};
 
 /// The common name of the certificate that a TLS client is shown; none when there is no handshake.
 fn shown(system: &System) -> Option<String> {
@@ -190,4 +192,97 @@ fn the_interrupt_key_stops_the_desk_in_order() {
     let master = nix::unistd::Pid::from_raw(system.master() as i32);
     nix::sys::signal::kill(master, nix::sys::signal::Signal::SIGINT).unwrap();
     client.expect("421 4.3.2");
+}
+
+#[test]
+fn who_is_silent_within_tls_is_sent_away() {
+    if !have(&["openssl"]) {
+        return;
+    }
+    let system = System::builder()
+        .certificate()
+        .listen("127.0.0.1:0", "submissions")
+        .set("smtp", "command-timeout", "\"1 s\"")
+        .start();
+    // Nothing at all, a record that promises more, and half of a hello.
+    for begin in [&b""[..], b"\x16\x03\x01\x02\x00", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03aaaa"] {
+        let mut client = TcpStream::connect(system.addresses("submissions")[0]).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client.write_all(begin).unwrap();
+        let mut said = Vec::new();
+        let end = client.read_to_end(&mut said);
+        assert!(!matches!(&end, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock), "{begin:?}: {end:?}");
+    }
+    assert_eq!(shown(&system).as_deref(), Some("mx.test"));
+}
+
+#[test]
+fn who_does_not_read_is_not_heard_for_ever() {
+    let system = System::builder().set("smtp", "command-timeout", "\"1 s\"").start();
+    let mut client = TcpStream::connect(system.address()).unwrap();
+    client.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+    let noops = b"NOOP\r\n".repeat(10_000);
+    // Until the replies, which nobody reads, have filled every buffer on the way, and the commands theirs.
+    let stopped = (0..10_000).any(|_| client.write_all(&noops).is_err());
+    assert!(stopped, "commands are taken without end");
+    system.wait("disconnect", |_| true);
+    system.smtp().quit();
+}
+
+#[test]
+fn silent_servers_cost_a_reply_s_time_at_every_stage() {
+    for stage in ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"] {
+        let sink = Sink::start();
+        // Silent from then on: who answers the next of a pipelined batch alone is out of step, not silent.
+        let fell_silent = std::sync::atomic::AtomicBool::new(false);
+        sink.behave(move |command| {
+            let order = std::sync::atomic::Ordering::SeqCst;
+            match fell_silent.fetch_or(command.starts_with(stage), order) || command.starts_with(stage) {
+                true => Answer::Silence,
+                false => Answer::Usual,
+            }
+        });
+        let system = System::builder()
+            .relay()
+            .fast_retries()
+            .set("delivery", "reply-timeout", "\"1 s\"")
+            .route("sink.test", &sink.via())
+            .start();
+        let id = system.smtp().send("a@x.test", &["b@sink.test"], &message(stage)).unwrap();
+        let delivery = system.attempted(&id, "deferred");
+        assert!(delivery.to_string().contains("timed out"), "{stage}: {delivery}");
+        sink.behave_well();
+        system.finished(&id);
+        assert_eq!(sink.taken().len(), 1, "{stage}");
+    }
+}
+
+#[test]
+fn servers_that_talk_without_end_or_sense_are_left() {
+    let lines = "250-".to_owned() + &"x".repeat(1000) + "\r\n";
+    for nonsense in [
+        lines.repeat(5000),
+        "x".repeat(1 << 20),
+        "250 ok\r\n".repeat(100_000),
+        "250 a\rb\r\n".into(),
+        "250-a\r\n550 b\r\n".into(),
+        "\0\0\0\r\n".into(),
+        "99 x\r\n".into(),
+    ] {
+        let sink = Sink::start();
+        let said = nonsense.clone();
+        sink.behave(move |command| match command.starts_with("MAIL") {
+            true => Answer::Say(said.clone()),
+            false => Answer::Usual,
+        });
+        let system = System::builder().relay().fast_retries().route("sink.test", &sink.via()).start();
+        let id = system.smtp().send("a@x.test", &["b@sink.test"], &message("nonsense")).unwrap();
+        let beginning: String = nonsense.chars().take(20).collect();
+        let delivery = system.wait("delivery", |e| e["id"] == *id);
+        assert_eq!(delivery["status"], "deferred", "{beginning:?}: {delivery}");
+        assert!(delivery.to_string().len() < 4000);
+        sink.behave_well();
+        system.finished(&id);
+        assert_eq!(sink.taken().len(), 1, "{beginning:?}");
+    }
 }
