@@ -271,6 +271,7 @@ impl QueueManager {
                 host.emit(&Event::PickedUp { id: pickup.id, uid: pickup.uid, from: pickup.reverse_path() });
                 self.troubles.forget(&format!("drop/{name}"));
                 // Left there it would be sent again.
+                self.store.taken_from_drop();
                 if let Err(error) = pickup::taken(&self.drop, name) {
                     let text = format!("cannot be removed though it was taken: {error}");
                     self.trouble(host, &format!("drop/{name}"), &text);

@@ -265,7 +265,7 @@ impl QueueManager {
         Ok(Self {
             scheduler: Scheduler::new(Limits::from((&config.limits, config.connections)), seed),
             config,
-            store: Store::new(cur, wake(host))?,
+            store: Store::new(cur, drop.try_clone()?, wake(host))?,
             writer: Writer::start(WriterDirs { tmp, new: new.try_clone()? }, wake(host))?,
             writing: HashMap::new(),
             last_write: 0,
@@ -343,8 +343,7 @@ impl QueueManager {
 
     fn hear_syncer(&mut self, host: &mut Host) {
         for (name, error) in self.store.finish_sync() {
-            let text =
-                format!("cannot sync {name} in the spool's cur/: {error}; results may be lost in a crash");
+            let text = format!("cannot sync {name} of the spool: {error}; results may be lost in a crash");
             host.note(Level::Error, &text);
         }
     }

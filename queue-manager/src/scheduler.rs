@@ -337,7 +337,7 @@ impl Scheduler {
     }
 
     /// Tries a deferred message now, or all of them; destinations that were down get another chance.
-    /// False when there is no such message.
+    /// False when there is no such message, or it is held.
     pub fn flush(&mut self, id: Option<QueueId>) -> bool {
         self.destinations.iter_mut().for_each(|(_, place)| {
             (place.failures, place.down_until) = (0, Timestamp(0));
@@ -357,6 +357,7 @@ impl Scheduler {
                     self.make_due(id);
                     true
                 }
+                Some(State::Held) => false,
                 Some(_) => true,
             },
         }

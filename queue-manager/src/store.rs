@@ -38,6 +38,7 @@ pub struct Store {
     /// Records that could not be appended yet, but for deferrals.
     unwritten: BTreeMap<QueueId, Vec<LogRecord>>,
     directory_dirty: bool,
+    drop_dirty: bool,
     /// A batch is under way.
     syncing: bool,
     /// Messages to be given back when the log of their file, which was dirty, is synced.
@@ -47,9 +48,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// Over the directory `cur`; `wake` is called from a thread when [`Store::finish_sync`] has work.
-    pub fn new(cur: OwnedFd, wake: impl Fn() + Send + 'static) -> io::Result<Self> {
-        let syncer = Syncer::start(cur.try_clone()?, wake)?;
+    /// Over the directory `cur`; `drop` is synced with it; `wake` is called from a thread when [`Store::finish_sync`] has work.
+    pub fn new(cur: OwnedFd, drop: OwnedFd, wake: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let syncer = Syncer::start(cur.try_clone()?, drop, wake)?;
         Ok(Self {
             cur,
             files: HashMap::new(),
@@ -59,6 +60,7 @@ impl Store {
             dirty: BTreeSet::new(),
             unwritten: BTreeMap::new(),
             directory_dirty: false,
+            drop_dirty: false,
             syncing: false,
             give_back: BTreeMap::new(),
             giving_back: BTreeMap::new(),
@@ -158,6 +160,11 @@ impl Store {
         postern_spool::remove(self.cur.as_fd(), &file.to_string())
     }
 
+    /// A name went from `drop/`: after a power cut it must not come back and be sent again.
+    pub fn taken_from_drop(&mut self) {
+        self.drop_dirty = true;
+    }
+
     /// The file is no longer of the queue.
     pub fn forget(&mut self, file: QueueId) {
         self.files.remove(&file);
@@ -169,7 +176,7 @@ impl Store {
 
     /// Something waits to be synced.
     pub fn is_dirty(&self) -> bool {
-        self.directory_dirty || !self.dirty.is_empty() || !self.unwritten.is_empty()
+        self.directory_dirty || self.drop_dirty || !self.dirty.is_empty() || !self.unwritten.is_empty()
     }
 
     /// A batch is under way.
@@ -186,7 +193,8 @@ impl Store {
         let files = std::mem::take(&mut self.dirty).into_iter().collect();
         self.giving_back = std::mem::take(&mut self.give_back);
         let directory = std::mem::take(&mut self.directory_dirty);
-        self.syncer.submit(Batch { files, directory });
+        let drop = std::mem::take(&mut self.drop_dirty);
+        self.syncer.submit(Batch { files, directory, drop });
         self.syncing = true;
     }
 
@@ -210,6 +218,7 @@ impl Store {
             for (name, error) in failed {
                 match QueueId::parse(&name) {
                     Some(file) => drop(self.dirty.insert(file)),
+                    None if name == "drop" => self.drop_dirty = true,
                     None => self.directory_dirty = true,
                 }
                 troubles.push((name, error));
@@ -255,10 +264,11 @@ mod tests {
     fn what_cannot_be_recorded_now_is_kept_and_recorded_later() {
         let spool = tempfile::tempdir().unwrap();
         postern_spool::create_directories(spool.path()).unwrap();
-        let cur = OwnedFd::from(std::fs::File::open(spool.path().join("cur")).unwrap());
+        let open = |name: &str| OwnedFd::from(std::fs::File::open(spool.path().join(name)).unwrap());
+        let cur = open("cur");
         let file = QueueId::from_u64(1000);
         postern_spool::write_one(cur.as_fd(), &message(file)).unwrap();
-        let mut store = Store::new(cur, || {}).unwrap();
+        let mut store = Store::new(cur, open("drop"), || {}).unwrap();
         store.adopt(file, 1);
         let (path, away) = (spool.path().join("cur").join(file.to_string()), spool.path().join("away"));
         let record = |what| LogRecord { message: 0, what };
@@ -310,7 +320,7 @@ mod tests {
         let file = shared.expect("no two messages shared a file");
 
         let (woken, wait) = channel();
-        let mut store = Store::new(open("cur"), move || {
+        let mut store = Store::new(open("cur"), open("drop"), move || {
             let _ = woken.send(());
         })
         .unwrap();
@@ -323,6 +333,8 @@ mod tests {
         store.sync();
         wait.recv().unwrap();
         assert!(store.finish_sync().is_empty() && !store.is_dirty());
+        store.taken_from_drop();
+        assert!(store.is_dirty());
         assert_eq!(store.fresh(file).unwrap().log().len(), 1);
         assert!(store.get(file).unwrap().read_body(1).is_ok());
         for number in 1..messages {

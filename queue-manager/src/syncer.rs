@@ -17,6 +17,8 @@ pub struct Batch {
     pub files: Vec<QueueId>,
     /// The directory as well.
     pub directory: bool,
+    /// `drop/`, of which names went.
+    pub drop: bool,
 }
 
 /// A batch that was synced, or what of it could not be.
@@ -37,13 +39,13 @@ pub struct Syncer {
 }
 
 impl Syncer {
-    /// Starts the thread over the directory `cur`; `wake` is called after each batch.
-    pub fn start(cur: OwnedFd, wake: impl Fn() + Send + 'static) -> io::Result<Self> {
+    /// Starts the thread over the directories `cur` and `drop`; `wake` is called after each batch.
+    pub fn start(cur: OwnedFd, drop: OwnedFd, wake: impl Fn() + Send + 'static) -> io::Result<Self> {
         let (batches, work) = channel::<Batch>();
         let (done, synced) = channel();
         let thread = std::thread::Builder::new().name("syncer".into()).spawn(move || {
             for batch in work {
-                if done.send(sync(&cur, batch)).is_err() {
+                if done.send(sync(&cur, &drop, batch)).is_err() {
                     return;
                 }
                 wake();
@@ -77,7 +79,7 @@ impl Drop for Syncer {
     }
 }
 
-fn sync(cur: &OwnedFd, batch: Batch) -> Synced {
+fn sync(cur: &OwnedFd, drop: &OwnedFd, batch: Batch) -> Synced {
     let mut synced = Synced { files: Vec::new(), failed: Vec::new() };
     for id in batch.files {
         // Any descriptor of the file will do: what is synced is the inode.
@@ -90,10 +92,10 @@ fn sync(cur: &OwnedFd, batch: Batch) -> Synced {
             Err(error) => synced.failed.push((id.to_string(), error)),
         }
     }
-    if batch.directory
-        && let Err(error) = nix::unistd::fsync(cur)
-    {
-        synced.failed.push(("cur".into(), error.into()));
+    for (name, directory, due) in [("cur", cur, batch.directory), ("drop", drop, batch.drop)] {
+        if due && let Err(error) = nix::unistd::fsync(directory) {
+            synced.failed.push((name.into(), error.into()));
+        }
     }
     synced
 }

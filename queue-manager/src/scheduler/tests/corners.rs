@@ -127,3 +127,12 @@ fn a_hold_taken_back_leaves_nobody_behind() {
     }
     assert_eq!(world.asked.len(), 256, "those that were never asked for are due at once");
 }
+
+#[test]
+fn a_held_message_is_not_flushed_and_that_is_said() {
+    let mut world = World::new();
+    let id = world.arrive(&[mailbox("a@x.test")], false);
+    assert!(world.scheduler.hold(id, world.now));
+    assert!(!world.scheduler.flush(Some(id)));
+    assert!(world.scheduler.release(id) && world.scheduler.flush(Some(id)));
+}
