@@ -1,6 +1,6 @@
 # What a person types. `make run` is a mail system at your desk, `make test` shows that it works.
 .DELETE_ON_ERROR:
-.PHONY: all run build release test crash-full footprint bench bench-quick bench-spool check audit users install uninstall clean-run help
+.PHONY: all run build release test crash-full recovery footprint bench bench-quick bench-spool check audit users install uninstall clean-run help
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -44,6 +44,12 @@ crash-full: build ## power cuts by the hundred, as root: nightly
 	POSTERN_CI=1 POSTERN_CUTS=$(or $(CUTS),100) POSTERN_REPLAYS=$(or $(REPLAYS),300) \
 	POSTERN_BIN=$(CURDIR)/target/debug $(call cargo,test) -p postern-tests --test power_cut --test block_replay -- \
 		--nocapture --test-threads=1
+	POSTERN_CI=1 POSTERN_KILLS=200 POSTERN_MESSAGES=20000 POSTERN_BIN=$(CURDIR)/target/debug \
+		$(call cargo,test) -p postern-tests --test kill_storm -- --nocapture
+
+recovery: release ## a million queued messages: when is new mail delivered, what they cost (root, 8 GB of memory)
+	POSTERN_QUEUED=1000000 POSTERN_BIN=$(CURDIR)/target/release $(call cargo,test) --release -p postern-tests \
+		--test recovery_speed -- --nocapture
 
 footprint: release ## what a release costs: memory at rest, time to the first 220
 	POSTERN_BIN=$(CURDIR)/target/release $(call cargo,test) --release -p postern-tests --test footprint -- \
