@@ -22,6 +22,9 @@
 //!     A rule for a file follows the file, not its name: a table that is replaced by rename can be read
 //!     again only beneath `/etc` (by `lookup` always, by the others when they have a system user of
 //!     their own); elsewhere write it in place, or restart.
+//!     The log is one open file that all share. seccomp cannot tell it from a program's own files: smtpd,
+//!     taken over, could cut it (`ftruncate`), and any program could write over earlier lines of it. Syslog
+//!     has no such weakness.
 //!     Accounts must come from files or from NSS modules that need no socket: `sssd` and `nscd` are not
 //!     reached from inside.
 //!     The call lists are for x86-64 and AArch64; elsewhere a program refuses to start.
