@@ -259,7 +259,7 @@ impl Scheduler {
         if self.messages.contains_key(&id) {
             return false;
         }
-        self.messages.insert(id, Entry { place, attempts: 0, state: State::Queued });
+        self.messages.insert(id, Entry::new(place, 0, State::Queued));
         self.fresh.push_back(id);
         true
     }
@@ -275,7 +275,7 @@ impl Scheduler {
         if !held {
             self.wake.insert((until, id));
         }
-        self.messages.insert(id, Entry { place, attempts, state });
+        self.messages.insert(id, Entry::new(place, attempts, state));
         true
     }
 
@@ -311,7 +311,7 @@ impl Scheduler {
 
     /// Where a message lies.
     pub fn place(&self, id: QueueId) -> Option<Place> {
-        self.messages.get(&id).map(|entry| entry.place)
+        self.messages.get(&id).map(Entry::place)
     }
 
     /// Where a message stands.
@@ -323,7 +323,7 @@ impl Scheduler {
     pub fn list(&self, after: Option<QueueId>) -> impl Iterator<Item = (QueueId, Place, Standing)> + use<'_> {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, Excluded);
-        self.messages.range((from, Unbounded)).map(|(id, entry)| (*id, entry.place, standing(entry)))
+        self.messages.range((from, Unbounded)).map(|(id, entry)| (*id, entry.place(), standing(entry)))
     }
 
     /// Messages in all, those deferred and those held.
