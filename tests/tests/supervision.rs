@@ -64,7 +64,10 @@ fn when_master_dies_all_end_and_the_next_start_goes_on() {
     system.kill_all();
     system.start_again();
     system.finished(&id);
-    assert_eq!(system.maildir("u@v.test").len(), 1);
+    // The mailbox may have had it when everything died, and the queue not yet the result: then it comes
+    // twice. That is what the promise allows for the last second, and no more.
+    let copies = system.maildir("u@v.test").len();
+    assert!((1..=2).contains(&copies), "{copies} copies");
 }
 
 #[test]
