@@ -72,9 +72,11 @@ impl House {
         chown(&directory.path().join("base"), owner.0, owner.1).unwrap();
         chown(&directory.path().join("local/user"), owner.0, owner.1).unwrap();
         fs::write(directory.path().join("secret"), "s").unwrap();
-        // Where an ordinary user can start it from.
+        // Where an ordinary user can start it from. Copied by another process: a descriptor of ours, open
+        // for writing, could be inherited by another test's child just then, and the file be busy.
         let program = directory.path().join("postern-delivery-local");
-        fs::copy(env!("CARGO_BIN_EXE_postern-delivery-local"), &program).unwrap();
+        let copy = [Path::new(env!("CARGO_BIN_EXE_postern-delivery-local")), &program];
+        assert!(Command::new("cp").args(copy).status().unwrap().success());
         let mut command = Command::new(&program);
         if mode == Mode::Caller && Uid::effective().is_root() {
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
