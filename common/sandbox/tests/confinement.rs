@@ -319,6 +319,13 @@ impl Child {
         let tasks = openat(nix::fcntl::AT_FDCWD, "/proc/self/task", OFlag::O_PATH, Mode::empty()).unwrap();
         let (directory, rooted) = (self.directory.join("mail"), self.mode == "rooted");
         self.works("a worker", |_| -> Result<(), String> {
+            // A thread that was joined above may be counted for a moment longer: the kernel tells of its end
+            // before it takes it out of the list.
+            let until = std::time::Instant::now() + Duration::from_secs(5);
+            let threads = || nix::sys::stat::fstat(&tasks).map(|stat| stat.st_nlink.saturating_sub(2));
+            while threads() != Ok(1) && std::time::Instant::now() < until {
+                std::thread::yield_now();
+            }
             let pid = postern_sys::fork_worker(tasks.as_fd(), vec![], |_| match worker(&directory, rooted) {
                 Ok(()) => 0,
                 Err(error) => {
