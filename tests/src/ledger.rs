@@ -108,10 +108,14 @@ pub fn settled(system: &System, patience: Duration) {
         system.spool(directory).iter().filter(|name| unfinished(name)).count()
     };
     // In the order of a message's way, so that none passes unseen; the list last, since what it does not show
-    // yet of cur/ is there.
+    // yet of cur/ is there. A queue-manager that was just killed answers when it is back.
+    let nothing_listed = || {
+        let listed = system.postern(&["queue", "list", "--json"]);
+        listed.status.success() && listed.stdout.is_empty()
+    };
     until("all that was accepted has left the queue", patience, || {
         let left: usize = ["tmp", "drop", "new", "cur"].iter().map(|directory| promised(directory)).sum();
-        (left == 0 && system.postern_json(&["queue", "list"]).is_empty()).then_some(())
+        (left == 0 && nothing_listed()).then_some(())
     });
 }
 
