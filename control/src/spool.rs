@@ -281,7 +281,7 @@ fn envelope(file: &SpoolFile, n: usize, stored: &Stored, label: &str) -> Value {
         "sender": stored.envelope.reverse_path.as_str(),
         "recipients": recipients,
         "arrival": queue::time(stored.envelope.arrival),
-        "body": match stored.envelope.body { BodyType::SevenBit => "7BIT", BodyType::EightBit => "8BITMIME" },
+        "body": match stored.envelope.body { BodyType::SevenBit => "7BIT", BodyType::EightBit => "8BITMIME", BodyType::Binary => "BINARYMIME" },
         "origin": origin(&stored.envelope.origin),
         "held": file.is_held(n),
         "directory": label,

@@ -69,6 +69,7 @@ pub(crate) fn write(
         arrival: now,
         body: if composed.eight_bit { BodyType::EightBit } else { BodyType::SevenBit },
         origin: Origin::Internal,
+        options: postern_spool::Options::default(),
     };
     let received = format!("Received: by {hostname} (Postern) id {id};\r\n\t{}\r\n", date(now.0));
     Ok(Some(NewMessage { id, envelope, prepend: received.into_bytes(), body: composed.message }))

@@ -192,6 +192,7 @@ impl Pickup {
             arrival: now,
             body: BodyType::SevenBit,
             origin: Origin::Local { uid },
+            options: postern_spool::Options::default(),
         };
         let left = stored.length;
         Ok(Self { name, uid, id, envelope, prepend, copy, content: Some(content), offset, left, lines })

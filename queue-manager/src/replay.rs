@@ -102,6 +102,7 @@ mod tests {
                 arrival: Timestamp(5),
                 body: BodyType::SevenBit,
                 origin: Origin::Internal,
+                options: postern_spool::Options::default(),
             },
             prepend: Vec::new(),
             offset: 0,

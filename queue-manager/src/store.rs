@@ -255,6 +255,7 @@ mod tests {
             arrival: Timestamp(1),
             body: BodyType::SevenBit,
             origin: Origin::Internal,
+            options: postern_spool::Options::default(),
         };
         NewMessage { id, envelope, prepend: Vec::new(), body: vec![b'x'; 9000] }
     }

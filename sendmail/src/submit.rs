@@ -92,7 +92,14 @@ pub(crate) fn envelope(
         return Err(Failure::new(status::DATA, format!("more than {RECIPIENTS_MOST} recipients")));
     }
     let body = if body.is_ascii() { BodyType::SevenBit } else { BodyType::EightBit };
-    Ok(Envelope { reverse_path, recipients, arrival, body, origin: Origin::Local { uid: caller.uid } })
+    Ok(Envelope {
+        reverse_path,
+        recipients,
+        arrival,
+        body,
+        origin: Origin::Local { uid: caller.uid },
+        options: postern_spool::Options::default(),
+    })
 }
 
 fn read(input: &mut impl Read, ignore_dots: bool, most: u64) -> Result<Vec<u8>, Failure> {

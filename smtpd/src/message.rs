@@ -93,6 +93,7 @@ pub(crate) fn prepare(
             name: source.name.map(str::to_owned),
             helo: source.helo.to_owned(),
         },
+        options: postern_spool::Options::default(),
     };
     (envelope, prepend, receipt)
 }

@@ -107,6 +107,7 @@ fn fill(spool: &Path, count: usize) {
                     arrival: Timestamp(now.as_millis() as u64),
                     body: BodyType::SevenBit,
                     origin: Origin::Internal,
+                    options: postern_spool::Options::default(),
                 };
                 let body = message("queued");
                 writer.submit(number as u64, NewMessage { id, envelope, prepend: Vec::new(), body });

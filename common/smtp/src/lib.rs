@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod parameters;
 pub mod reply;
 pub mod server;
 

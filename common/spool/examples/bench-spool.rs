@@ -334,6 +334,7 @@ impl Producers {
             arrival: Timestamp::now(),
             body: BodyType::EightBit,
             origin: Origin::Internal,
+            options: postern_spool::Options::default(),
         };
         let mut ids = IdAllocator::new(Slot::worker(0));
         let clock = Timestamp::now().0 * 1000;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use postern_address::{Mailbox, ReversePath};
+use postern_smtp::parameters::{ByMode, RcptParameters, Ret};
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds since 1970, UTC.
@@ -30,6 +31,40 @@ pub struct Envelope {
     pub body: BodyType,
     /// Who handed it to us.
     pub origin: Origin,
+    /// What else the client asked for.
+    pub options: Options,
+}
+
+/// What a client asked for beside addresses and body type; most ask for nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// The envelope or the header section holds UTF-8 (RFC 6531): the next hop must offer it.
+    pub smtputf8: bool,
+    /// How much of the message a report brings back (RFC 3461 §4.3).
+    pub ret: Option<Ret>,
+    /// The sender's own name for the envelope (RFC 3461 §4.4), decoded.
+    pub envid: Option<String>,
+    /// When it is to be delivered at the latest (RFC 2852).
+    pub deliver_by: Option<Deadline>,
+    /// When it may be delivered at the earliest (RFC 4865).
+    pub hold_until: Option<Timestamp>,
+    /// -9 to 9 (RFC 6710); 0 when nothing was said.
+    pub priority: i8,
+    /// A rule says that an operator is to look at it first.
+    pub held: bool,
+    /// By place in `recipients`, those of whom something was said (RFC 3461).
+    pub recipients: Vec<(u32, RcptParameters)>,
+}
+
+/// BY= of RFC 2852, as a time of our clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadline {
+    /// Until when.
+    pub at: Timestamp,
+    /// What follows.
+    pub mode: ByMode,
+    /// Each relay tells of itself.
+    pub trace: bool,
 }
 
 /// BODY= of RFC 6152.
@@ -40,6 +75,8 @@ pub enum BodyType {
     SevenBit,
     /// 8BITMIME.
     EightBit,
+    /// BINARYMIME (RFC 3030): anything, and perhaps not in lines.
+    Binary,
 }
 
 /// Who handed a message to us.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use postern_address::{Mailbox, ReversePath};
 
-use crate::envelope::{BodyType, Envelope, Origin, Timestamp};
+use crate::envelope::{BodyType, Envelope, Options, Origin, Timestamp};
 use crate::id::QueueId;
 use crate::record::{FormatError, Records, nest, put, text, u32_at, u64_at, unknown, whole_u32, whole_u64};
 
@@ -227,6 +227,7 @@ fn encode_envelope(out: &mut Vec<u8>, envelope: &Envelope) {
     let body: u8 = match envelope.body {
         BodyType::SevenBit => 7,
         BodyType::EightBit => 8,
+        BodyType::Binary => 9,
     };
     put(out, message_tag::BODY_TYPE, &[body]);
     match &envelope.origin {
@@ -272,6 +273,7 @@ fn decode_message(payload: &[u8]) -> Result<Stored, FormatError> {
         arrival: arrival.ok_or(MISSING)?,
         body: body.ok_or(MISSING)?,
         origin: origin.ok_or(MISSING)?,
+        options: Options::default(),
     };
     let (id, prepend) = (id.ok_or(MISSING)?, prepend.ok_or(MISSING)?);
     Ok(Stored { id, envelope, prepend, offset, length, crc })
@@ -307,6 +309,7 @@ fn decode_body_type(payload: &[u8]) -> Result<BodyType, FormatError> {
     match payload {
         [7] => Ok(BodyType::SevenBit),
         [8] => Ok(BodyType::EightBit),
+        [9] => Ok(BodyType::Binary),
         // A value that came later, as a record with an unknown tag would be.
         _ => Err(FormatError::Newer(VERSION)),
     }
@@ -484,6 +487,7 @@ mod tests {
             arrival: Timestamp(0),
             body: BodyType::SevenBit,
             origin: Origin::Internal,
+            options: crate::Options::default(),
         };
         let index_of = |extents: &[(u64, u64)]| {
             let mut index = Vec::new();

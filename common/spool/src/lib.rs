@@ -51,7 +51,7 @@ mod verify;
 mod writer;
 
 pub use commit::{write_one, write_one_probed};
-pub use envelope::{BodyType, Envelope, Origin, Timestamp};
+pub use envelope::{BodyType, Deadline, Envelope, Options, Origin, Timestamp};
 pub use format::Stored;
 pub use id::{IdAllocator, QUEUE_ID_LEN, QueueId, Slot};
 pub use log::{DoneStatus, LogEntry, LogRecord};

@@ -31,6 +31,7 @@ pub(crate) fn envelope() -> impl Strategy<Value = Envelope> {
             arrival: Timestamp(arrival),
             body,
             origin,
+            options: crate::Options::default(),
         },
     )
 }

@@ -261,6 +261,7 @@ fn golden() -> (Vec<NewMessage>, Vec<LogRecord>) {
         arrival: Timestamp(1_790_000_000_123),
         body,
         origin,
+        options: postern_spool::Options::default(),
     };
     let sender = ReversePath::Mailbox(Mailbox::parse("sender@example.org").unwrap());
     let smtp = |address: &str, name: Option<&str>| Origin::Smtp {

@@ -30,6 +30,7 @@ impl Desk {
                 arrival: Timestamp(1_790_000_000_000),
                 body: BodyType::EightBit,
                 origin: Origin::Local { uid: 42 },
+                options: postern_spool::Options::default(),
             },
             prepend: b"Received: by us\r\n".to_vec(),
             body: format!("Subject: {n}\r\n\r\nHello\r\n").into_bytes(),

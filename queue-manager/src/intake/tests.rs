@@ -23,6 +23,7 @@ fn put(spool: &Path, directory: &str, id: u64) -> QueueId {
         arrival: Timestamp(1),
         body: BodyType::SevenBit,
         origin: Origin::Internal,
+        options: postern_spool::Options::default(),
     };
     let id = QueueId::from_u64(id);
     let message = NewMessage { id, envelope, prepend: Vec::new(), body: b"A: b\r\n\r\n".to_vec() };

@@ -77,6 +77,7 @@ fn dropped(id: u64, body: &[u8]) -> NewMessage {
         arrival: Timestamp(u64::MAX / 2),
         body: BodyType::EightBit,
         origin: Origin::Smtp { address: "192.0.2.1".parse().unwrap(), name: None, helo: "forged".into() },
+        options: postern_spool::Options::default(),
     };
     NewMessage { id: QueueId::from_u64(id), envelope, prepend: Vec::new(), body: body.to_vec() }
 }

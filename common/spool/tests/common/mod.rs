@@ -142,6 +142,7 @@ pub fn envelope(n: u64) -> Envelope {
             name: Some("client.example".into()),
             helo: "client".into(),
         },
+        options: postern_spool::Options::default(),
     }
 }
 
