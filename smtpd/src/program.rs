@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::{Interest, Token};
-use postern_config::{Service, SmtpLimits, SmtpdPart};
+use postern_config::{BareNewline, Listen, Service, SmtpLimits, SmtpdPart};
 use postern_daemon::{Handles, Host, Port, Program, StartError};
 use postern_event::{Client, Event, Level, SessionId};
 use postern_ipc::supervise::Handle;
@@ -152,7 +152,7 @@ impl Program for Smtpd {
         self.worker.timeouts = timeouts(&self.config.limits);
         self.certificate.forget();
         for listener in &mut self.listeners {
-            listener.settings = settings(&self.config, listener.service);
+            listener.settings = settings(&self.config, &listener.listen);
         }
     }
 
@@ -204,14 +204,13 @@ impl Smtpd {
         let Some(listen) = self.config.listen.get(usize::from(number)) else {
             return Err(StartError(format!("master gave listener {number}, which is not configured")));
         };
-        let service = listen.service;
-        let settings = settings(&self.config, service);
-        if service == Service::Submissions && !self.config.tls {
+        let settings = settings(&self.config, listen);
+        if listen.service == Service::Submissions && !self.config.tls {
             let text =
                 format!("{}: submissions without [tls]: connections are closed at once", listen.address);
             host.note(Level::Error, &text);
         }
-        let listener = Listener::new(host, socket, service, settings)
+        let listener = Listener::new(host, socket, listen.clone(), settings)
             .map_err(|e| StartError(format!("cannot listen on {}: {e}", listen.address)))?;
         self.listeners.push(listener);
         Ok(())
@@ -286,7 +285,8 @@ impl Smtpd {
         entry.insert(connection);
         self.deadlines.enter(host.now(), host.now() + self.worker.timeouts.command, key);
         // Whether it is known in time or at all changes one word of the trace.
-        let question = smtpd_verify::Question { id: key.request(0), client: address };
+        let ask = smtpd_verify::Ask::Begin { client: address, listener: 0, counted: false, listed: false };
+        let question = smtpd_verify::Question { id: key.request(0), ask };
         let _ = !self.worker.verify.is_congested() && self.worker.verify.send(host, &question);
     }
 
@@ -295,7 +295,7 @@ impl Smtpd {
             self.worker.unanswered = self.worker.unanswered.saturating_sub(1);
             let (key, ticket) = Key::of_request(answer.id);
             if let Some(connection) = living(&mut self.connections, key) {
-                self.worker.answered(host, connection, ticket, answer.verdict);
+                self.worker.answered(host, connection, ticket, answer.say);
             }
         }
     }
@@ -319,7 +319,8 @@ impl Smtpd {
         while let Some((answer, _)) = self.worker.verify.receive(host) {
             let (key, _) = Key::of_request(answer.id);
             if let Some(connection) = living(&mut self.connections, key)
-                && let smtpd_verify::ClientName::Confirmed(name) = answer.name
+                && let smtpd_verify::Say::Client(facts) = answer.say
+                && let smtpd_verify::ClientName::Confirmed(name) = facts.name
             {
                 connection.name = Some(name);
             }
@@ -428,16 +429,17 @@ fn timeouts(limits: &SmtpLimits) -> Timeouts {
     Timeouts { command: limits.command_timeout, data: limits.data_timeout, session: limits.session_time }
 }
 
-/// What new sessions of a service are told.
-fn settings(config: &SmtpdPart, service: Service) -> Arc<Settings> {
+/// What new sessions of a listener are told.
+fn settings(config: &SmtpdPart, listen: &Listen) -> Arc<Settings> {
     let limits = &config.limits;
     Arc::new(Settings {
         hostname: config.hostname.clone(),
-        protocol: if service == Service::Lmtp { Protocol::Lmtp } else { Protocol::Smtp },
-        secure: service == Service::Submissions,
+        protocol: if listen.service == Service::Lmtp { Protocol::Lmtp } else { Protocol::Smtp },
+        secure: listen.service == Service::Submissions,
         message_size: limits.message_size,
         recipients: limits.recipients,
         line_length: limits.line_length,
         errors: limits.errors,
+        normalise: listen.bare_newline == BareNewline::Normalise,
     })
 }

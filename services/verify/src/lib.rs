@@ -119,7 +119,8 @@ impl Verify {
         self.forget_lost(place);
         while let Some(question) = self.askers.receive(host, place) {
             self.asked += 1;
-            let actions = self.naming.begin((place, question.id), question.client, host.now());
+            let smtpd_verify::Ask::Begin { client, .. } = question.ask else { continue };
+            let actions = self.naming.begin((place, question.id), client, host.now());
             self.act(host, actions);
         }
         self.forget_lost(place);
@@ -157,7 +158,9 @@ impl Verify {
                 }
                 // An asker that is gone needs no answer.
                 Action::Answer((place, id), name) => {
-                    let _ = self.askers.send(host, place, &smtpd_verify::Answer { id, name });
+                    let facts = smtpd_verify::ClientFacts { name, ..smtpd_verify::ClientFacts::UNKNOWN };
+                    let say = smtpd_verify::Say::Client(facts);
+                    let _ = self.askers.send(host, place, &smtpd_verify::Answer { id, say });
                 }
             }
         }

@@ -11,7 +11,7 @@ use postern_config::VerifyPart;
 use postern_daemon::{Host, Program};
 use postern_event::{Log, LogKind};
 use postern_ipc::resolve::{self, Query, RecordData, Records};
-use postern_ipc::smtpd_verify::{Answer, ClientName, Question};
+use postern_ipc::smtpd_verify::{Answer, Ask, ClientName, Question, Say};
 use postern_ipc::supervise::Handle;
 use postern_ipc::{Link, Peer, Role, blocking};
 use postern_verify::Verify;
@@ -42,7 +42,9 @@ impl Rig {
     }
 
     fn ask(&mut self, id: u64, client: &str) {
-        self.worker.send(&Question { id, client: client.parse().unwrap() }).unwrap();
+        let client = client.parse().unwrap();
+        let ask = Ask::Begin { client, listener: 0, counted: false, listed: false };
+        self.worker.send(&Question { id, ask }).unwrap();
     }
 
     fn turn(&mut self) {
@@ -73,7 +75,8 @@ impl Rig {
     fn answer(&mut self) -> (u64, ClientName) {
         loop {
             if let Some((answer, _)) = self.worker.receive().unwrap() {
-                return (answer.id, answer.name);
+                let Say::Client(facts) = answer.say else { panic!("{answer:?}") };
+                return (answer.id, facts.name);
             }
             self.turn();
         }

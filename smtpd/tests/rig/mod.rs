@@ -11,8 +11,8 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use postern_config::{Listen, Reserve, Service, SmtpLimits, SmtpdPart};
-use postern_ipc::smtpd_lookup::{Answer, Question, Verdict};
+use postern_config::{BareNewline, Listen, Reserve, Service, SmtpLimits, SmtpdPart};
+use postern_ipc::smtpd_lookup::{Answer, Ask, Question, Say, Verdict};
 use postern_ipc::supervise::{FromChild, Handle, LogKind, ToChild};
 use postern_ipc::{Link, Peer, Role, blocking, encode_config, smtpd_keys, smtpd_verify};
 use postern_spool::{SpoolFile, Stored};
@@ -118,7 +118,7 @@ fn part(address: SocketAddr, service: Service, limits: SmtpLimits, tls: bool) ->
     let hostname = postern_address::Domain::parse("mx.test").unwrap();
     // What the disk under a test has free is not its matter.
     let reserve = Reserve { octets: 0, inodes: 0 };
-    let listen = vec![Listen { address, service }];
+    let listen = vec![Listen { address, service, bare_newline: BareNewline::Reject }];
     let config = SmtpdPart { hostname, listen, limits, reserve, tls };
     postern_sys::sealed_file("config", &encode_config(&config).unwrap()).unwrap()
 }
@@ -298,7 +298,8 @@ pub(crate) fn lookup(silent: Arc<Mutex<Vec<Question>>>) -> OwnedFd {
     std::thread::spawn(move || {
         let mut link = Link::<Answer, Question>::new(ours);
         while let Ok((question, _)) = blocking::receive(&mut link, None) {
-            let verdict = match question.recipient.as_str().as_bytes()[0] {
+            let Ask::Recipient(incoming) = &question.ask else { continue };
+            let verdict = match incoming.recipient.as_str().as_bytes()[0] {
                 b's' => {
                     silent.lock().unwrap().push(question);
                     continue;
@@ -307,7 +308,7 @@ pub(crate) fn lookup(silent: Arc<Mutex<Vec<Question>>>) -> OwnedFd {
                 b'r' => Verdict::RelayDenied,
                 _ => Verdict::Local,
             };
-            if link.send(&Answer { id: question.id, verdict }).is_err()
+            if link.send(&Answer { id: question.id, say: Say::Recipient(verdict) }).is_err()
                 || blocking::flush(&mut link, None).is_err()
             {
                 return;
@@ -325,7 +326,9 @@ fn verify() -> OwnedFd {
         while let Ok((question, _)) = blocking::receive(&mut link, None) {
             let name = postern_address::Domain::parse("client.test").unwrap();
             let name = smtpd_verify::ClientName::Confirmed(name);
-            let answer = smtpd_verify::Answer { id: question.id, name };
+            let facts = smtpd_verify::ClientFacts { name, ..smtpd_verify::ClientFacts::UNKNOWN };
+            let say = smtpd_verify::Say::Client(facts);
+            let answer = smtpd_verify::Answer { id: question.id, say };
             if link.send(&answer).is_err() || blocking::flush(&mut link, None).is_err() {
                 return;
             }
