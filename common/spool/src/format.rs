@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use postern_address::{Mailbox, ReversePath};
 
-use crate::envelope::{BodyType, Envelope, Options, Origin, Timestamp};
+use crate::envelope::{BodyType, Envelope, Origin, Timestamp};
 use crate::id::QueueId;
+use crate::options::{self, Reading};
 use crate::record::{FormatError, Records, nest, put, text, u32_at, u64_at, unknown, whole_u32, whole_u64};
 
 /// The format that is written.
@@ -38,12 +39,13 @@ mod message_tag {
     pub(super) const PREPEND: u16 = 3;
     pub(super) const ARRIVAL: u16 = 4;
     pub(super) const REVERSE_PATH: u16 = 5;
-    /// One for each recipient, in their order. A later format puts a recipient's parameters behind it.
+    /// One for each recipient, in their order. What was said of it (`options`) comes behind it.
     pub(super) const RECIPIENT: u16 = 6;
     pub(super) const BODY_TYPE: u16 = 7;
     pub(super) const ORIGIN_SMTP: u16 = 8;
     pub(super) const ORIGIN_LOCAL: u16 = 9;
     pub(super) const ORIGIN_INTERNAL: u16 = 10;
+    // From 11 on: `options`.
 }
 
 /// Records of an SMTP origin.
@@ -221,8 +223,12 @@ pub(crate) fn decode_index(bytes: &[u8], foot: &Foot) -> Result<Vec<Stored>, For
 fn encode_envelope(out: &mut Vec<u8>, envelope: &Envelope) {
     put(out, message_tag::ARRIVAL, &envelope.arrival.0.to_le_bytes());
     put(out, message_tag::REVERSE_PATH, envelope.reverse_path.as_str().as_bytes());
-    for recipient in &envelope.recipients {
+    let said = options::by_recipient(&envelope.options);
+    for (n, recipient) in (0..).zip(&envelope.recipients) {
         put(out, message_tag::RECIPIENT, recipient.as_str().as_bytes());
+        if let Some(said) = said.get(&n) {
+            options::encode_recipient(out, said);
+        }
     }
     let body: u8 = match envelope.body {
         BodyType::SevenBit => 7,
@@ -244,11 +250,13 @@ fn encode_envelope(out: &mut Vec<u8>, envelope: &Envelope) {
         Origin::Local { uid } => put(out, message_tag::ORIGIN_LOCAL, &uid.to_le_bytes()),
         Origin::Internal => put(out, message_tag::ORIGIN_INTERNAL, &[]),
     }
+    options::encode(out, &envelope.options);
 }
 
 fn decode_message(payload: &[u8]) -> Result<Stored, FormatError> {
     let (mut id, mut extent, mut prepend, mut arrival) = (None, None, None, None);
     let (mut reverse_path, mut recipients, mut body, mut origin) = (None, Vec::new(), None, None);
+    let mut options = Reading::default();
     for record in Records(payload) {
         let (tag, payload) = record?;
         match tag {
@@ -262,7 +270,7 @@ fn decode_message(payload: &[u8]) -> Result<Stored, FormatError> {
             message_tag::ORIGIN_SMTP => once(&mut origin, decode_smtp_origin(payload)?)?,
             message_tag::ORIGIN_LOCAL => once(&mut origin, Origin::Local { uid: whole_u32(payload)? })?,
             message_tag::ORIGIN_INTERNAL => once(&mut origin, Origin::Internal)?,
-            other => unknown(other)?,
+            other => options.take(other, payload, recipients.len())?,
         }
     }
     const MISSING: FormatError = FormatError::Corrupt("a message without one of its records");
@@ -273,7 +281,7 @@ fn decode_message(payload: &[u8]) -> Result<Stored, FormatError> {
         arrival: arrival.ok_or(MISSING)?,
         body: body.ok_or(MISSING)?,
         origin: origin.ok_or(MISSING)?,
-        options: Options::default(),
+        options: options.finish(),
     };
     let (id, prepend) = (id.ok_or(MISSING)?, prepend.ok_or(MISSING)?);
     Ok(Stored { id, envelope, prepend, offset, length, crc })

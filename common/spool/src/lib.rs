@@ -40,6 +40,7 @@ mod format;
 mod id;
 mod log;
 mod ops;
+mod options;
 mod reader;
 mod record;
 mod recover;

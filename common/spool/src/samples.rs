@@ -3,11 +3,14 @@
 use std::net::IpAddr;
 
 use postern_address::{Mailbox, ReversePath};
+use postern_smtp::parameters::{ByMode, Notify, OriginalRecipient, RcptParameters, Ret};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use crate::{BodyType, DoneStatus, Envelope, LogEntry, LogRecord, Origin, QueueId, Timestamp};
+use crate::{
+    BodyType, Deadline, DoneStatus, Envelope, LogEntry, LogRecord, Options, Origin, QueueId, Timestamp,
+};
 
 pub(crate) fn mailbox() -> impl Strategy<Value = Mailbox> {
     let local = prop_oneof!["[a-z0-9]{1,20}(\\.[a-z0-9]{1,20})?", "[a-z \"\\\\@]{1,10}", "[а-я]{1,10}"];
@@ -23,17 +26,54 @@ pub(crate) fn id() -> impl Strategy<Value = QueueId> {
 
 pub(crate) fn envelope() -> impl Strategy<Value = Envelope> {
     let reverse_path = option::of(mailbox()).prop_map(|m| m.map_or(ReversePath::Null, ReversePath::Mailbox));
-    let body = prop_oneof![Just(BodyType::SevenBit), Just(BodyType::EightBit)];
-    (reverse_path, vec(mailbox(), 0..5), any::<u64>(), body, origin()).prop_map(
-        |(reverse_path, recipients, arrival, body, origin)| Envelope {
-            reverse_path,
-            recipients,
-            arrival: Timestamp(arrival),
-            body,
-            origin,
-            options: crate::Options::default(),
+    let body = prop_oneof![Just(BodyType::SevenBit), Just(BodyType::EightBit), Just(BodyType::Binary)];
+    (reverse_path, vec((mailbox(), said()), 0..5), any::<u64>(), body, origin(), options()).prop_map(
+        |(reverse_path, all, arrival, body, origin, options)| {
+            let (recipients, said): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+            let said = (0..).zip(said).filter(|(_, said)| !said.is_empty()).collect();
+            let options = Options { recipients: said, ..options };
+            Envelope { reverse_path, recipients, arrival: Timestamp(arrival), body, origin, options }
         },
     )
+}
+
+/// What was said of one recipient: mostly nothing.
+fn said() -> impl Strategy<Value = RcptParameters> {
+    let notify =
+        any::<(bool, bool, bool)>().prop_map(|(success, failure, delay)| Notify { success, failure, delay });
+    let orcpt =
+        ("[a-zA-Z0-9-]{1,10}", "\\PC{0,30}").prop_map(|(kind, address)| OriginalRecipient { kind, address });
+    (option::of(notify), option::of(orcpt)).prop_map(|(notify, orcpt)| RcptParameters { notify, orcpt })
+}
+
+/// Everything but what was said of recipients.
+fn options() -> impl Strategy<Value = Options> {
+    let deadline = (any::<u64>(), any::<bool>(), any::<bool>()).prop_map(|(at, late, trace)| Deadline {
+        at: Timestamp(at),
+        mode: if late { ByMode::Return } else { ByMode::Notify },
+        trace,
+    });
+    let ret = prop_oneof![Just(Ret::Full), Just(Ret::Headers)];
+    let whole = (
+        any::<bool>(),
+        option::of(ret),
+        option::of("[ -~]{0,30}"),
+        option::of(deadline),
+        option::of(any::<u64>()),
+        -9i8..=9,
+        any::<bool>(),
+    )
+        .prop_map(|(smtputf8, ret, envid, deliver_by, hold, priority, held)| Options {
+            smtputf8,
+            ret,
+            envid,
+            deliver_by,
+            hold_until: hold.map(Timestamp),
+            priority,
+            held,
+            recipients: Vec::new(),
+        });
+    prop_oneof![Just(Options::default()), whole]
 }
 
 pub(crate) fn log_record() -> impl Strategy<Value = LogRecord> {
