@@ -10,7 +10,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Token};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
-use postern_config::Service;
+use postern_config::Listen;
 use postern_daemon::Host;
 use postern_event::Level;
 use postern_smtp::server::Settings;
@@ -27,7 +27,8 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Listener {
     socket: TcpListener,
     pub(crate) token: Token,
-    pub(crate) service: Service,
+    /// Its section of the configuration.
+    pub(crate) listen: Listen,
     /// For new sessions.
     pub(crate) settings: Arc<Settings>,
     ready: bool,
@@ -40,7 +41,7 @@ impl Listener {
     pub(crate) fn new(
         host: &mut Host,
         socket: OwnedFd,
-        service: Service,
+        listen: Listen,
         settings: Arc<Settings>,
     ) -> io::Result<Self> {
         // Accepted sockets inherit it, which saves a call for each. Replies are gathered by us, so the
@@ -51,7 +52,7 @@ impl Listener {
         let mut socket = TcpListener::from_std(socket);
         let token = host.token();
         host.registry().register(&mut socket, token, Interest::READABLE)?;
-        Ok(Self { socket, token, service, settings, ready: true, rest_until: None, told: None })
+        Ok(Self { socket, token, listen, settings, ready: true, rest_until: None, told: None })
     }
 
     /// Clients may be waiting.

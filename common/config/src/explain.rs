@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::read::default_workers;
 use crate::types::{
-    Config, LmtpServer, LogTarget, MailboxTemplate, Nexthop, RoutePattern, Service, Table, UserSet, Via,
+    BareNewline, Config, LmtpServer, LogTarget, MailboxTemplate, Nexthop, RoutePattern, Service, Table,
+    UserSet, Via,
 };
 
 impl Config {
@@ -38,6 +39,9 @@ impl Config {
             };
             let port = if listen.address.port() == 0 { ", port chosen at start" } else { "" };
             out.item(&format!("{}: {words}{port}", listen.address));
+            if listen.bare_newline == BareNewline::Normalise {
+                out.item("  line ends that are not CRLF are rewritten (bare-newline)");
+            }
         }
     }
 

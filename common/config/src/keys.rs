@@ -24,6 +24,7 @@ pub const KEYS: &[Key] = &[
     key("", "log", "\"syslog\""),
     key("[[listen]]", "address", "required"),
     key("[[listen]]", "service", "required"),
+    key("[[listen]]", "bare-newline", "\"reject\""),
     key("[local]", "domains", "required"),
     key("[local]", "mailbox", "\"maildir:~/Maildir\""),
     key("[local]", "aliases", "none"),

@@ -41,8 +41,9 @@ pub use parts::{
     VerifyPart,
 };
 pub use types::{
-    Config, Delivery, EnhancedStatus, Listen, LmtpServer, Local, LogTarget, MailboxTemplate, Nexthop,
-    QueueLimits, Relay, Reserve, Route, RoutePattern, Service, SmtpLimits, Table, Tls, UserSet, Via, Virtual,
+    BareNewline, Config, Delivery, EnhancedStatus, Listen, LmtpServer, Local, LogTarget, MailboxTemplate,
+    Nexthop, QueueLimits, Relay, Reserve, Route, RoutePattern, Service, SmtpLimits, Table, Tls, UserSet, Via,
+    Virtual,
 };
 
 /// Largest file, octets: a list of users can be long, a log file taken for a configuration is longer.

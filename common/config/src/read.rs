@@ -188,6 +188,7 @@ impl Reader<'_> {
         for section in self.tables(root, "[[listen]]") {
             let address = self.required(&section, "address", text(value::socket_address));
             let service = self.required(&section, "service", text(value::service));
+            let bare_newline = self.optional(&section, "bare-newline", text(value::bare_newline));
             if let Some((at, address)) = &address
                 && address.port() != 0
                 && listen.iter().any(|l| l.address == *address)
@@ -205,7 +206,8 @@ impl Reader<'_> {
                 );
             }
             if let (Some((_, address)), Some((_, service))) = (address, service) {
-                listen.push(Listen { address, service });
+                let bare_newline = bare_newline.map(|(_, value)| value).unwrap_or_default();
+                listen.push(Listen { address, service, bare_newline });
             }
         }
         listen

@@ -67,6 +67,18 @@ pub struct Listen {
     pub address: SocketAddr,
     /// `service`
     pub service: Service,
+    /// `bare-newline`, default `reject`.
+    pub bare_newline: BareNewline,
+}
+
+/// What becomes of line ends that are not CRLF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BareNewline {
+    /// The client is told so and closed.
+    #[default]
+    Reject,
+    /// They are rewritten before anything else looks at them.
+    Normalise,
 }
 
 /// What a listener speaks.

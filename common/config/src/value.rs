@@ -9,7 +9,8 @@ use postern_address::{Domain, Mailbox};
 
 use crate::error::nearest;
 use crate::types::{
-    EnhancedStatus, LmtpServer, LogTarget, MailboxTemplate, Nexthop, RoutePattern, Service, Table, Via,
+    BareNewline, EnhancedStatus, LmtpServer, LogTarget, MailboxTemplate, Nexthop, RoutePattern, Service,
+    Table, Via,
 };
 
 /// LMTP's port by habit; it has no assigned one (RFC 2033 §3: not 25).
@@ -95,6 +96,18 @@ pub(crate) fn service(text: &str) -> Result<Service, Mistake> {
         _ => {
             let known = ["smtp", "submission", "submissions", "lmtp"];
             mistake(format!("unknown service `{text}`"), did_you_mean(text, &known))
+        }
+    }
+}
+
+pub(crate) fn bare_newline(text: &str) -> Result<BareNewline, Mistake> {
+    match text {
+        "reject" => Ok(BareNewline::Reject),
+        "normalise" => Ok(BareNewline::Normalise),
+        "normalize" => mistake("unknown value `normalize`", "did you mean `normalise`?"),
+        _ => {
+            let known = ["reject", "normalise"];
+            mistake(format!("unknown value `{text}`"), did_you_mean(text, &known))
         }
     }
 }

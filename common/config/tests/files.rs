@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use postern_config::{
-    Config, LmtpServer, LogTarget, MailboxTemplate, Nexthop, RoutePattern, Service, UserSet, Via, load, parse,
+    BareNewline, Config, LmtpServer, LogTarget, MailboxTemplate, Nexthop, RoutePattern, Service, UserSet,
+    Via, load, parse,
 };
 use proptest::prelude::*;
 
@@ -86,6 +87,7 @@ fn the_host_of_the_manual() {
     assert_eq!(local.aliases.as_deref(), Some("/etc/aliases".as_ref()));
     assert_eq!(config.listen.len(), 2);
     assert_eq!(config.listen[1].service, Service::Submissions);
+    assert_eq!(config.listen[1].bare_newline, BareNewline::Reject);
     assert_eq!(config.relay.networks[1].to_string(), "::1/128");
     assert_eq!(config.log, LogTarget::Syslog);
     assert_eq!(config.routes[0].via, Via::Smtp(Nexthop::Address("10.1.2.3:2525".parse().unwrap())));
@@ -234,6 +236,10 @@ const MISTAKES: &[(&str, &str)] = &[
     (
         "hostname = \"a.b\"\n[[listen]]\naddress = \"[::]:465\"\nservice = \"submissions\"",
         "4:11 `submissions` is TLS from the first byte",
+    ),
+    (
+        "hostname = \"a.b\"\n[[listen]]\naddress = \"[::]:25\"\nservice = \"smtp\"\nbare-newline = \"normalize\"",
+        "5:16 unknown value `normalize` | did you mean `normalise`?",
     ),
     (
         "hostname = \"a.b\"\n[[listen]]\naddress = \"10.0.0.1\"\nservice = \"smtp\"",

@@ -2,7 +2,11 @@
 //!
 //! Only CRLF.CRLF ends content, and CRLF is the only line end in it. A bare CR or LF is refused instead
 //! of repaired: what a sender that writes one means by `LF.LF` and what the next server makes of it is
-//! the stuff of SMTP smuggling (CVE-2023-51764 and its kin).
+//! the stuff of SMTP smuggling (CVE-2023-51764 and its kin). A NUL is no text (RFC 2045 §2.8), and some
+//! programs on the way end a line at it or leave it out; it makes no difference to where this content ends,
+//! so the message is refused and the dialogue goes on.
+
+use super::normalise::Normaliser;
 
 /// A sequence that no honest client sends. The message is refused and the connection closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +24,8 @@ pub enum Fault {
     TooBig,
     /// A line over the limit.
     LineTooLong,
+    /// A NUL.
+    Nul,
 }
 
 /// How far the content is.
@@ -45,6 +51,7 @@ pub struct Decoder {
     fault: Option<Fault>,
     size_max: u64,
     line_max: u64,
+    normaliser: Option<Normaliser>,
 }
 
 /// What the next octet means.
@@ -63,18 +70,45 @@ enum State {
 impl Decoder {
     /// For content of at most `size_max` octets in lines of at most `line_max`, line ends not counted.
     pub fn new(size_max: u64, line_max: u64) -> Self {
-        Self { state: State::LineStart, line: 0, size: 0, fault: None, size_max, line_max }
+        Self { state: State::LineStart, line: 0, size: 0, fault: None, size_max, line_max, normaliser: None }
+    }
+
+    /// Content that breaks the rules about line ends is rewritten ([`super::normalise`]) instead of refused.
+    pub fn normalising(mut self, yes: bool) -> Self {
+        self.normaliser = yes.then(Normaliser::default);
+        self
     }
 
     /// Takes the next piece of input and appends what is content to `kept`. After a [`Fault`] nothing is
-    /// kept any more. The search for line ends is memchr's, and what lies between dots is copied at once.
+    /// kept any more.
     pub fn decode(&mut self, input: &[u8], kept: &mut Vec<u8>) -> Progress {
+        let Some(normaliser) = &mut self.normaliser else { return self.decode_strict(input, kept) };
+        let mut strict = Vec::new();
+        let used = normaliser.rewrite(input, &mut strict);
+        match self.decode_strict(&strict, kept) {
+            Progress::End { .. } => Progress::End { used },
+            other => other,
+        }
+    }
+
+    /// Octets of content so far, stuffed dots not counted; not exact after a fault.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Why the message will be refused at its end.
+    pub fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
+    /// The search for line ends is memchr's, and what lies between dots is copied at once.
+    fn decode_strict(&mut self, input: &[u8], kept: &mut Vec<u8>) -> Progress {
         let mut run = 0; // input[run..at] is content and not yet copied
         let mut at = 0;
         loop {
             match (self.state, input.get(at)) {
                 (_, None) => break,
-                (State::Line, Some(_)) => match memchr::memchr2(b'\r', b'\n', &input[at..]) {
+                (State::Line, Some(_)) => match memchr::memchr3(b'\r', b'\n', 0, &input[at..]) {
                     None => {
                         self.lengthen(input.len() - at);
                         at = input.len();
@@ -82,10 +116,14 @@ impl Decoder {
                     Some(length) => {
                         self.lengthen(length);
                         at += length;
-                        if input[at] == b'\n' {
-                            return Progress::Violation(Violation::BareLf);
+                        match input[at] {
+                            b'\n' => return Progress::Violation(Violation::BareLf),
+                            b'\r' => self.state = State::Cr,
+                            _ => {
+                                self.lengthen(1);
+                                self.fault.get_or_insert(Fault::Nul);
+                            }
                         }
-                        self.state = State::Cr;
                         at += 1;
                     }
                 },
@@ -112,16 +150,6 @@ impl Decoder {
         }
         self.keep(&input[run..at], kept);
         Progress::More
-    }
-
-    /// Octets of content so far, stuffed dots not counted; not exact after a fault.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Why the message will be refused at its end.
-    pub fn fault(&self) -> Option<Fault> {
-        self.fault
     }
 
     fn lengthen(&mut self, octets: usize) {
@@ -164,7 +192,7 @@ mod tests {
             (b"..a\r\n...\r\n.\r\n", b".a\r\n..\r\n"),
             (b".a\r\n\r\n.\r\n", b"a\r\n\r\n"),
             (b"a.\r\n.\r\n", b"a.\r\n"),
-            (b"\0\xff\r\n.\r\n", b"\0\xff\r\n"),
+            (b"\x01\xff\r\n.\r\n", b"\x01\xff\r\n"),
         ] {
             let end = Progress::End { used: input.len() };
             assert_eq!(whole(input), (content.to_vec(), end, None), "{input:?}");
@@ -190,6 +218,26 @@ mod tests {
         ] {
             assert_eq!(whole(input).1, Progress::Violation(violation), "{input:?}");
         }
+    }
+
+    #[test]
+    fn a_nul_is_no_text_and_no_end() {
+        for input in [&b"a\r\n\0.\r\n.\r\n"[..], b".\0\r\n.\r\n", b"a\0b\r\n.\r\n", b"\0\r\n.\r\n"] {
+            let (_, progress, fault) = whole(input);
+            assert_eq!(
+                (progress, fault),
+                (Progress::End { used: input.len() }, Some(Fault::Nul)),
+                "{input:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn normalised() {
+        let (mut decoder, mut kept) = (Decoder::new(1000, 50).normalising(true), Vec::new());
+        assert_eq!(decoder.decode(b"a\n.\nb\rc\r\n.", &mut kept), Progress::More);
+        assert_eq!(decoder.decode(b"\r\nQUIT\r\n", &mut kept), Progress::End { used: 2 });
+        assert_eq!((&kept[..], decoder.size(), decoder.fault()), (&b"a\r\n.\r\nb c\r\n"[..], 11, None));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use postern_address::{Domain, ForwardPath, Mailbox, ReversePath};
 
 use super::command::{self, Command, Mail};
 use super::data::{Decoder, Fault, Progress, Violation};
-use super::framing::{Split, split};
+use super::framing::{self, Split};
+use super::normalise;
 use super::transaction::{Finished, Receiving, Transaction};
 use crate::reply::{EnhancedCode, Reply};
 
@@ -44,6 +45,8 @@ pub struct Settings {
     pub line_length: u32,
     /// Refused commands until the session is closed.
     pub errors: u32,
+    /// Bare line ends are rewritten ([`super::normalise`]) instead of refused.
+    pub normalise: bool,
 }
 
 /// What the session wants. Replies come as bytes, in order, whatever is asked meanwhile.
@@ -300,6 +303,7 @@ impl Session {
     fn line(&mut self, input: &[u8], out: &mut Output) -> usize {
         // Replies leave in order: only RCPT is understood while RCPTs are open.
         let waiting = !self.asked.is_empty();
+        let split = if self.settings.normalise { normalise::split } else { framing::split };
         match split(input, self.skipping) {
             Split::Skip { consumed } => {
                 self.skipping = true;
@@ -467,7 +471,8 @@ impl Session {
         match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::Open(transaction) => {
                 let limits = (self.settings.message_size, u64::from(self.settings.line_length));
-                match transaction.begin_content(Decoder::new(limits.0, limits.1)) {
+                let decoder = Decoder::new(limits.0, limits.1).normalising(self.settings.normalise);
+                match transaction.begin_content(decoder) {
                     Ok(receiving) => {
                         self.stage = Stage::Content(receiving);
                         say(out, &["354 End data with <CR><LF>.<CR><LF>\r\n"]);
@@ -521,6 +526,7 @@ impl Session {
                         let reply = match fault {
                             Fault::TooBig => too_big(),
                             Fault::LineTooLong => error(554, (5, 6, 0), "Error: line of text too long"),
+                            Fault::Nul => error(554, (5, 5, 2), "Error: NUL in the message"),
                         };
                         self.refuse("END-OF-MESSAGE", reply, Some(from), None, out);
                     }

@@ -26,6 +26,7 @@ impl Bench {
             recipients: 4,
             line_length: 100,
             errors: 5,
+            normalise: false,
         };
         let mut out = Output::default();
         let session = Session::new(Arc::new(settings), &mut out);
@@ -39,6 +40,15 @@ impl Bench {
             input: Vec::new(),
         };
         bench.take(out);
+        bench
+    }
+
+    /// On a lenient listener.
+    fn normalising() -> Self {
+        let mut bench = Self::new(Protocol::Smtp);
+        let mut settings = bench.session.settings().clone();
+        settings.normalise = true;
+        bench.session = Session::new(Arc::new(settings), &mut Output::default());
         bench
     }
 
@@ -218,6 +228,25 @@ fn line_ends() {
         assert_eq!((bench.codes(input), bench.closed), (vec![554], Some("line end violation")));
         assert!(bench.finished.is_empty());
     }
+}
+
+#[test]
+fn a_nul_in_content_is_refused_and_the_dialogue_goes_on() {
+    let mut bench = greeted();
+    assert_eq!(bench.codes("MAIL FROM:<>\r\nRCPT TO:<u@t>\r\nDATA\r\n"), [250, 250, 354]);
+    assert_eq!(bench.say("a\r\n.\0\r\n.\r\n"), "554 5.5.2 Error: NUL in the message\r\n");
+    assert_eq!((bench.codes("NOOP\r\n"), bench.finished.len()), (vec![250], 0));
+}
+
+#[test]
+fn line_ends_normalised() {
+    let mut bench = Bench::normalising();
+    assert_eq!(bench.codes("EHLO c\nNOOP\r\nNO\rOP\nNOOP\0\r\n"), [220, 250, 250, 500, 500]);
+    assert_eq!(
+        bench.codes("MAIL FROM:<>\nRCPT TO:<u@t>\nDATA\na\n.\nb\rc\r\n.\r\nQUIT\n"),
+        [250, 250, 354, 250, 221]
+    );
+    assert_eq!(bench.finished[0].content, b"a\r\n.\r\nb c\r\n");
 }
 
 #[test]
