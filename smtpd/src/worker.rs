@@ -200,8 +200,9 @@ impl Worker {
         host: &mut Host,
         connection: &mut Connection,
         ticket: u16,
-        verdict: smtpd_lookup::Verdict,
+        say: smtpd_lookup::Say,
     ) {
+        let smtpd_lookup::Say::Recipient(verdict) = say else { return };
         let answer = refusal::answer(verdict);
         self.tell(host, connection, |session, out| session.answer(ticket, answer, out));
         self.drive(host, connection);
@@ -442,7 +443,8 @@ impl Worker {
             Action::Ask { ticket, recipient } => {
                 let id = connection.key.request(ticket);
                 let client = connection.address;
-                let question = smtpd_lookup::Question { id, client, authenticated: false, recipient };
+                let ask = smtpd_lookup::Incoming { client, authenticated: false, recipient };
+                let question = smtpd_lookup::Question { id, ask: smtpd_lookup::Ask::Recipient(ask) };
                 connection.asked = host.now();
                 if self.unanswered < UNANSWERED_MAX && self.lookup.send(host, &question) {
                     self.unanswered += 1;

@@ -45,6 +45,7 @@ use postern_config::{LookupPart, Table, UserSet};
 use postern_daemon::{Handles, Host, Ports, Program, StartError};
 use postern_event::Level;
 use postern_ipc::queue_lookup::{Action, Delivery};
+use postern_ipc::smtpd_lookup::{Incoming, Say};
 use postern_ipc::supervise::Handle;
 use postern_ipc::{Peer, Role, queue_lookup, smtpd_lookup};
 
@@ -192,20 +193,28 @@ impl Lookup {
     }
 
     fn hear_worker(&mut self, host: &mut Host, place: usize) {
-        while let Some(question) = self.workers.receive(host, place) {
+        while let Some(smtpd_lookup::Question { id, ask }) = self.workers.receive(host, place) {
             self.refresh(host);
             self.asked_by_smtpd += 1;
-            let verdict = self.tables.smtpd_lookup(&question, self.system.at(host.now()));
-            if let smtpd_lookup::Verdict::Unavailable(why) = &verdict {
-                self.unavailable += 1;
-                host.note(
-                    Level::Warning,
-                    &format!("cannot say whether {} exists: {why}", question.recipient),
-                );
-            }
+            let say = match ask {
+                smtpd_lookup::Ask::Recipient(incoming) => Say::Recipient(self.verdict(host, &incoming)),
+                smtpd_lookup::Ask::Table { table: Table::Text(path), .. } => {
+                    Say::Table(Err(format!("{} is not a table of the rules", path.display())))
+                }
+            };
             // A worker that is gone asks again when it is back.
-            let _ = self.workers.send(host, place, &smtpd_lookup::Answer { id: question.id, verdict });
+            let _ = self.workers.send(host, place, &smtpd_lookup::Answer { id, say });
         }
+    }
+
+    fn verdict(&mut self, host: &mut Host, incoming: &Incoming) -> smtpd_lookup::Verdict {
+        let verdict = self.tables.smtpd_lookup(incoming, self.system.at(host.now()));
+        if let smtpd_lookup::Verdict::Unavailable(why) = &verdict {
+            self.unavailable += 1;
+            let text = format!("cannot say whether {} exists: {why}", incoming.recipient);
+            host.note(Level::Warning, &text);
+        }
+        verdict
     }
 
     fn hear_queue(&mut self, host: &mut Host, place: usize) {

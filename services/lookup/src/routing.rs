@@ -11,7 +11,7 @@ use postern_config::{
 };
 use postern_ipc::queue_agent::{Destination, MailboxKind};
 use postern_ipc::queue_lookup::{Action, Delivery};
-use postern_ipc::smtpd_lookup::{Question, Verdict};
+use postern_ipc::smtpd_lookup::{Incoming, Verdict};
 use postern_smtp::{EnhancedCode, Reply};
 
 use crate::accounts::{Account, Accounts};
@@ -74,7 +74,7 @@ impl Tables {
     }
 
     /// smtpd asks: may this mail come in?
-    pub fn smtpd_lookup(&self, question: &Question, accounts: &mut dyn Accounts) -> Verdict {
+    pub fn smtpd_lookup(&self, question: &Incoming, accounts: &mut dyn Accounts) -> Verdict {
         let recipient = &question.recipient;
         let domain = recipient.domain();
         let ours = domain.as_ref().is_some_and(|domain| self.is_listed(domain));
@@ -168,7 +168,7 @@ impl Tables {
         somebody && *domain == self.config.hostname && is_postmaster(&recipient.local_name())
     }
 
-    fn may_relay(&self, question: &Question, domain: Option<&Domain>) -> bool {
+    fn may_relay(&self, question: &Incoming, domain: Option<&Domain>) -> bool {
         // A client of IPv4 on a listener of IPv6 has an address of both.
         let client = question.client.to_canonical();
         question.authenticated

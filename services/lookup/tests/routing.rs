@@ -10,7 +10,7 @@ use postern_address::Mailbox;
 use postern_config::{LmtpServer, Nexthop, parse};
 use postern_ipc::queue_agent::{Destination, MailboxKind};
 use postern_ipc::queue_lookup::{Action, Delivery};
-use postern_ipc::smtpd_lookup::{Question, Verdict};
+use postern_ipc::smtpd_lookup::{Incoming, Verdict};
 use postern_lookup::accounts::{Account, Accounts};
 use postern_lookup::aliases::{Aliases, Target, parse_include};
 use postern_lookup::routing::{Source, Tables};
@@ -105,7 +105,7 @@ fn mailbox(text: &str) -> Mailbox {
 
 fn ask(tables: &Tables, client: &str, authenticated: bool, recipient: &str) -> Verdict {
     let client: IpAddr = client.parse().unwrap();
-    let question = Question { id: 1, client, authenticated, recipient: mailbox(recipient) };
+    let question = Incoming { client, authenticated, recipient: mailbox(recipient) };
     tables.smtpd_lookup(&question, &mut people())
 }
 
