@@ -38,7 +38,10 @@ impl Replay {
                 }
                 LogEntry::Held => replay.held = true,
                 LogEntry::Released => replay.held = false,
-                LogEntry::BounceSent => {}
+                LogEntry::BounceSent
+                | LogEntry::DelaySent
+                | LogEntry::Owed { .. }
+                | LogEntry::Complete { .. } => {}
             }
         }
         replay

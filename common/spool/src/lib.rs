@@ -55,7 +55,7 @@ pub use commit::{write_one, write_one_probed};
 pub use envelope::{BodyType, Deadline, Envelope, Options, Origin, Timestamp};
 pub use format::Stored;
 pub use id::{IdAllocator, QUEUE_ID_LEN, QueueId, Slot};
-pub use log::{DoneStatus, LogEntry, LogRecord};
+pub use log::{DoneStatus, LogEntry, LogRecord, Success};
 pub use ops::{Operation, Probe, rename_between};
 pub use reader::{ReadError, SpoolFile};
 pub use recover::{

@@ -10,7 +10,7 @@ use postern_address::Mailbox;
 use crate::envelope::Timestamp;
 use crate::format::decode_mailbox;
 use crate::id::QueueId;
-use crate::record::{FormatError, text, u16_at, u32_at, u64_at, unknown};
+use crate::record::{FormatError, OPTIONAL, text, u16_at, u32_at, u64_at, unknown};
 
 /// Octets before a record's payload.
 const HEADER_LEN: usize = 8;
@@ -18,6 +18,8 @@ const HEADER_LEN: usize = 8;
 const PAYLOAD_MAX: usize = 16 * 1024;
 /// Longest reply text that is kept, octets.
 const REPLY_MAX: usize = 8 * 1024;
+/// Longest address or name of a server, octets: far above what their parsers let through.
+const SHORT_MAX: usize = 2 * 1024;
 
 mod tag {
     pub(super) const DONE: u16 = 1;
@@ -25,7 +27,13 @@ mod tag {
     pub(super) const HELD: u16 = 3;
     pub(super) const RELEASED: u16 = 4;
     pub(super) const BOUNCE_SENT: u16 = 5;
+    // A reader without these delivers as well, and reports less.
+    pub(super) const DELAY_SENT: u16 = super::OPTIONAL | 6;
+    pub(super) const OWED: u16 = super::OPTIONAL | 7;
+    pub(super) const COMPLETE: u16 = super::OPTIONAL | 8;
 }
+
+const CUT_SHORT: &str = "a log record is cut short";
 
 /// One thing that happened to one message of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +74,37 @@ pub enum LogEntry {
     Released,
     /// The report to the sender is itself in the spool.
     BounceSent,
+    /// A report that the message is late is in the spool: there is one for each message.
+    DelaySent,
+    /// It succeeded, and the sender is to be told: the recipient is done when that is in the spool.
+    Owed {
+        /// Place in the envelope.
+        recipient: u32,
+        /// One delivery of it.
+        address: Option<Mailbox>,
+        /// What is to be told.
+        action: Success,
+        /// Which server took it.
+        relay: Option<String>,
+        /// In whose words; cut at 8 KiB.
+        reply: String,
+    },
+    /// Nothing but a report is owed for this recipient.
+    Complete {
+        /// Place in the envelope.
+        recipient: u32,
+    },
+}
+
+/// What a report of success says (RFC 3464 §2.3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Success {
+    /// It is in the mailbox.
+    Delivered,
+    /// The next host has it, and makes no such reports.
+    Relayed,
+    /// It goes to several, of whom no more is told.
+    Expanded,
 }
 
 /// How a recipient was finished.
@@ -100,6 +139,9 @@ pub(crate) fn encode(out: &mut Vec<u8>, record: &LogRecord, id: QueueId, base: u
         LogEntry::Held => tag::HELD,
         LogEntry::Released => tag::RELEASED,
         LogEntry::BounceSent => tag::BOUNCE_SENT,
+        LogEntry::DelaySent => tag::DELAY_SENT,
+        LogEntry::Owed { .. } => tag::OWED,
+        LogEntry::Complete { .. } => tag::COMPLETE,
     };
     out.extend_from_slice(&tag.to_le_bytes());
     out.extend_from_slice(&record.message.to_le_bytes());
@@ -153,14 +195,35 @@ fn encode_entry(out: &mut Vec<u8>, entry: &LogEntry) {
             let address = mailbox(address);
             out.extend_from_slice(&recipient.to_le_bytes());
             out.extend_from_slice(&until.0.to_le_bytes());
-            // A mailbox has at most a few hundred octets.
-            out.extend_from_slice(&(address.len() as u16).to_le_bytes());
-            out.extend_from_slice(address.as_bytes());
-            let cut = reply.floor_char_boundary(REPLY_MAX);
-            out.extend_from_slice(reply.get(..cut).unwrap_or(reply).as_bytes());
+            short(out, &address);
+            out.extend_from_slice(cut(reply, REPLY_MAX).as_bytes());
         }
-        LogEntry::Held | LogEntry::Released | LogEntry::BounceSent => {}
+        LogEntry::Owed { recipient, address, action, relay, reply } => {
+            let action = match action {
+                Success::Delivered => 1,
+                Success::Relayed => 2,
+                Success::Expanded => 3,
+            };
+            out.extend_from_slice(&recipient.to_le_bytes());
+            out.push(action);
+            short(out, &mailbox(address));
+            short(out, relay.as_deref().unwrap_or_default());
+            out.extend_from_slice(cut(reply, REPLY_MAX).as_bytes());
+        }
+        LogEntry::Complete { recipient } => out.extend_from_slice(&recipient.to_le_bytes()),
+        LogEntry::Held | LogEntry::Released | LogEntry::BounceSent | LogEntry::DelaySent => {}
     }
+}
+
+/// Text that others stand behind: a mailbox or the name of a server.
+fn short(out: &mut Vec<u8>, text: &str) {
+    let text = cut(text, SHORT_MAX);
+    out.extend_from_slice(&(text.len() as u16).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn cut(text: &str, most: usize) -> &str {
+    text.get(..text.floor_char_boundary(most)).unwrap_or(text)
 }
 
 fn decode_payload(payload: &[u8]) -> Result<Option<LogRecord>, FormatError> {
@@ -173,6 +236,11 @@ fn decode_payload(payload: &[u8]) -> Result<Option<LogRecord>, FormatError> {
         tag::HELD => LogEntry::Held,
         tag::RELEASED => LogEntry::Released,
         tag::BOUNCE_SENT => LogEntry::BounceSent,
+        tag::DELAY_SENT => LogEntry::DelaySent,
+        tag::OWED => decode_owed(rest)?,
+        tag::COMPLETE => {
+            LogEntry::Complete { recipient: u32_at(rest, 0).ok_or(FormatError::Corrupt(CUT_SHORT))? }
+        }
         other => return unknown(other).map(|()| None),
     };
     Ok(Some(LogRecord { message, what }))
@@ -184,24 +252,46 @@ fn decode_done(rest: &[u8]) -> Result<LogEntry, FormatError> {
         Some(2) => DoneStatus::Failed,
         Some(3) => DoneStatus::Removed,
         Some(_) => return Err(FormatError::Newer(crate::format::VERSION)),
-        None => return Err(FormatError::Corrupt("a log record is cut short")),
+        None => return Err(FormatError::Corrupt(CUT_SHORT)),
     };
     let recipient = u32_at(rest, 0).unwrap_or_default();
     Ok(LogEntry::Done { recipient, address: optional_mailbox(rest.get(5..).unwrap_or(&[]))?, status })
 }
 
 fn decode_deferred(rest: &[u8]) -> Result<LogEntry, FormatError> {
-    const BAD: FormatError = FormatError::Corrupt("a log record is cut short");
+    const BAD: FormatError = FormatError::Corrupt(CUT_SHORT);
     let recipient = u32_at(rest, 0).ok_or(BAD)?;
     let until = Timestamp(u64_at(rest, 4).ok_or(BAD)?);
-    let length = usize::from(u16_at(rest, 12).ok_or(BAD)?);
-    let (address, reply) = rest.get(14..).and_then(|r| r.split_at_checked(length)).ok_or(BAD)?;
+    let (address, reply) = rest.get(12..).and_then(split_short).ok_or(BAD)?;
     Ok(LogEntry::Deferred {
         recipient,
         address: optional_mailbox(address)?,
         until,
         reply: text(reply)?.to_owned(),
     })
+}
+
+fn decode_owed(rest: &[u8]) -> Result<LogEntry, FormatError> {
+    const BAD: FormatError = FormatError::Corrupt(CUT_SHORT);
+    let recipient = u32_at(rest, 0).ok_or(BAD)?;
+    let action = match rest.get(4) {
+        Some(1) => Success::Delivered,
+        Some(2) => Success::Relayed,
+        Some(3) => Success::Expanded,
+        Some(_) => return Err(FormatError::Newer(crate::format::VERSION)),
+        None => return Err(BAD),
+    };
+    let (address, rest) = rest.get(5..).and_then(split_short).ok_or(BAD)?;
+    let (relay, reply) = split_short(rest).ok_or(BAD)?;
+    let relay = Some(text(relay)?.to_owned()).filter(|relay| !relay.is_empty());
+    let address = optional_mailbox(address)?;
+    Ok(LogEntry::Owed { recipient, address, action, relay, reply: text(reply)?.to_owned() })
+}
+
+/// What [`short`] wrote, and what stands behind it.
+fn split_short(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = usize::from(u16_at(bytes, 0)?);
+    bytes.get(2..)?.split_at_checked(length)
 }
 
 fn optional_mailbox(bytes: &[u8]) -> Result<Option<Mailbox>, FormatError> {
@@ -274,8 +364,8 @@ mod tests {
         fn hostile(bytes: Vec<u8>) {
             let _ = decode_first(&bytes);
             let _ = decode_first(&encoded(&bytes));
-            for tag in 0..6u8 {
-                let _ = decode_first(&encoded(&[&[tag, 0], &bytes[..]].concat()));
+            for tag in 0..18u8 {
+                let _ = decode_first(&encoded(&[&[tag / 2, (tag % 2) << 7], &bytes[..]].concat()));
             }
         }
     }

@@ -9,7 +9,8 @@ use proptest::option;
 use proptest::prelude::*;
 
 use crate::{
-    BodyType, Deadline, DoneStatus, Envelope, LogEntry, LogRecord, Options, Origin, QueueId, Timestamp,
+    BodyType, Deadline, DoneStatus, Envelope, LogEntry, LogRecord, Options, Origin, QueueId, Success,
+    Timestamp,
 };
 
 pub(crate) fn mailbox() -> impl Strategy<Value = Mailbox> {
@@ -94,9 +95,25 @@ pub(crate) fn log_record() -> impl Strategy<Value = LogRecord> {
         deferred,
         Just(LogEntry::Held),
         Just(LogEntry::Released),
-        Just(LogEntry::BounceSent)
+        Just(LogEntry::BounceSent),
+        Just(LogEntry::DelaySent),
+        owed(),
+        any::<u32>().prop_map(|recipient| LogEntry::Complete { recipient })
     ];
     (any::<u16>(), what).prop_map(|(message, what)| LogRecord { message, what })
+}
+
+fn owed() -> impl Strategy<Value = LogEntry> {
+    let action = prop_oneof![Just(Success::Delivered), Just(Success::Relayed), Just(Success::Expanded)];
+    (any::<u32>(), option::of(mailbox()), action, option::of("\\PC{1,30}"), "\\PC{0,60}").prop_map(
+        |(recipient, address, action, relay, reply)| LogEntry::Owed {
+            recipient,
+            address,
+            action,
+            relay,
+            reply,
+        },
+    )
 }
 
 fn origin() -> impl Strategy<Value = Origin> {

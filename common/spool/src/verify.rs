@@ -100,10 +100,11 @@ impl SpoolFile {
         self.recipient_states(n).iter().all(|state| matches!(state, RecipientState::Done(_)))
     }
 
-    /// Whether an operator holds a message.
+    /// Whether an operator holds a message, or a rule did and no operator has released it.
     pub fn is_held(&self, n: usize) -> bool {
+        let first = self.messages().get(n).is_some_and(|stored| stored.envelope.options.held);
         let of_this = self.log().iter().filter(|record| usize::from(record.message) == n);
-        of_this.fold(false, |held, record| match record.what {
+        of_this.fold(first, |held, record| match record.what {
             LogEntry::Held => true,
             LogEntry::Released => false,
             _ => held,

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use common::*;
 use nix::sys::stat::Mode;
 use postern_address::{Mailbox, ReversePath};
+use postern_smtp::parameters::{ByMode, Notify, OriginalRecipient, RcptParameters, Ret};
 use postern_spool::*;
 
 /// A file of three messages, in memory.
@@ -293,34 +294,102 @@ fn golden() -> (Vec<NewMessage>, Vec<LogRecord>) {
     (messages.collect(), log)
 }
 
+/// The messages of the second golden file: what a client may ask for, and the reports it leads to.
+fn golden_options() -> (Vec<NewMessage>, Vec<LogRecord>) {
+    let envelope = |n: u64, options: Options| NewMessage {
+        id: id(n),
+        envelope: Envelope {
+            reverse_path: ReversePath::Mailbox(Mailbox::parse("отправитель@example.org").unwrap()),
+            recipients: ["u@example.net", "v@example.net", "почта@example.net"]
+                .map(|r| Mailbox::parse(r).unwrap())
+                .into(),
+            arrival: Timestamp(1_790_000_000_123),
+            body: BodyType::Binary,
+            origin: Origin::Internal,
+            options,
+        },
+        prepend: Vec::new(),
+        body: b"one\r\n".to_vec(),
+    };
+    let notify = |success, failure, delay| Some(Notify { success, failure, delay });
+    let orcpt =
+        |kind: &str, address: &str| Some(OriginalRecipient { kind: kind.into(), address: address.into() });
+    let deadline = |mode, trace| Some(Deadline { at: Timestamp(1_790_000_600_000), mode, trace });
+    let all = Options {
+        smtputf8: true,
+        ret: Some(Ret::Headers),
+        envid: Some("QQ314159 +=".into()),
+        deliver_by: deadline(ByMode::Return, true),
+        hold_until: Some(Timestamp(1_790_000_300_000)),
+        priority: -9,
+        held: true,
+        recipients: vec![
+            (0, RcptParameters { notify: notify(true, true, true), orcpt: orcpt("rfc822", "U@example.net") }),
+            (2, RcptParameters { notify: notify(false, false, false), orcpt: orcpt("utf-8", "почта@x") }),
+        ],
+    };
+    let some = Options {
+        ret: Some(Ret::Full),
+        deliver_by: deadline(ByMode::Notify, false),
+        priority: 9,
+        recipients: vec![(1, RcptParameters { notify: notify(false, true, false), orcpt: None })],
+        ..Options::default()
+    };
+    let owed = |recipient, address, action, relay: Option<&str>| LogEntry::Owed {
+        recipient,
+        address,
+        action,
+        relay: relay.map(str::to_owned),
+        reply: "250 2.0.0 Ok".into(),
+    };
+    let alias = Mailbox::parse("alias@example.net").unwrap();
+    let log = [
+        LogEntry::DelaySent,
+        owed(0, Some(alias), Success::Relayed, Some("mx.example.net[192.0.2.3]:25")),
+        owed(1, None, Success::Delivered, None),
+        owed(2, None, Success::Expanded, None),
+        LogEntry::Complete { recipient: 1 },
+    ];
+    let log = log.into_iter().map(|what| LogRecord { message: 0, what });
+    (vec![envelope(0, all), envelope(1, some), envelope(2, Options::default())], log.collect())
+}
+
 #[test]
-fn the_golden_file_of_format_1_reads_for_ever() {
-    let golden_bytes = include_bytes!("golden/format-1.spool");
-    let (messages, log) = golden();
-    let desk = Desk::in_memory();
-    std::fs::write(desk.path("cur", id(0)), golden_bytes).unwrap();
-    let file = desk.open("cur", id(0));
-    assert_eq!(file.messages().len(), messages.len());
-    messages.iter().enumerate().for_each(|(n, message)| assert_same(&file, n, message));
-    assert_eq!(file.log(), log);
+fn the_golden_files_of_format_1_read_for_ever() {
+    let plain = (golden(), &include_bytes!("golden/format-1.spool")[..]);
+    let options = (golden_options(), &include_bytes!("golden/format-1-options.spool")[..]);
+    for ((messages, log), golden_bytes) in [plain, options] {
+        let desk = Desk::in_memory();
+        std::fs::write(desk.path("cur", id(0)), golden_bytes).unwrap();
+        let file = desk.open("cur", id(0));
+        assert_eq!(file.messages().len(), messages.len());
+        messages.iter().enumerate().for_each(|(n, message)| assert_same(&file, n, message));
+        assert_eq!(file.log(), log);
+    }
 }
 
 #[test]
 fn format_1_is_still_written_as_it_was() {
+    written_as("format-1.spool", golden(), include_bytes!("golden/format-1.spool"));
+    let options = include_bytes!("golden/format-1-options.spool");
+    written_as("format-1-options.spool", golden_options(), options);
+}
+
+fn written_as(name: &str, (messages, log): (Vec<NewMessage>, Vec<LogRecord>), golden: &[u8]) {
     let desk = Desk::in_memory();
-    let (messages, log) = golden();
+    let count = messages.len() + 1;
     let gate = Gate::new();
     let mut writer = desk.probed(gate.probe());
     writer.submit(100, message(100, b"holds the others back"));
     gate.reached();
     messages.into_iter().zip(0..).for_each(|(message, n)| writer.submit(n, message));
     gate.open();
-    desk.wait(&mut writer, 5);
+    desk.wait(&mut writer, count);
     drop(writer);
     desk.open("new", id(0)).append(&log).unwrap();
     let written = std::fs::read(desk.path("new", id(0))).unwrap();
-    if written != include_bytes!("golden/format-1.spool") {
-        let kept = std::env::temp_dir().join("format-1.spool");
+    if written != golden {
+        let kept = std::env::temp_dir().join(name);
         std::fs::write(&kept, written).unwrap();
         panic!("differs from the golden file: see {}", kept.display());
     }
