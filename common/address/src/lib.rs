@@ -17,5 +17,5 @@ mod mailbox;
 mod path;
 
 pub use domain::{Domain, DomainError};
-pub use mailbox::{Mailbox, MailboxError};
+pub use mailbox::{Charset, Mailbox, MailboxError};
 pub use path::{ForwardPath, ReversePath};

@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{Domain, DomainError};
 
-/// Longest local part, octets (RFC 5321 §4.5.3.1.1).
-const LOCAL_PART_MAX: usize = 64;
+/// Longest mailbox, octets: a path has at most 256 with its brackets (RFC 5321 §4.5.3.1.3). A local part of
+/// more than the 64 of §4.5.3.1.1 is taken: that is the least that everybody must take, and the senders of
+/// mailing lists, which have the recipient's address in them, go beyond it every day.
+const MAILBOX_MAX: usize = 254;
 
 /// A mailbox in canonical form. The local part is kept case-sensitive and as written, with quotes only
 /// where it needs them (`"a b"@x`, never `"ab"@x`); the domain is canonical ([`Domain`]), or an address
@@ -26,9 +28,15 @@ pub enum MailboxError {
     /// No `@`, or nothing behind it.
     #[error("no domain in address")]
     NoDomain,
-    /// The local part is empty, over 64 octets, or not of the grammar.
+    /// The local part is empty, or not of the grammar.
     #[error("malformed local part")]
     LocalPart,
+    /// More than a path can hold.
+    #[error("address too long")]
+    TooLong,
+    /// It is an address, but only where SMTPUTF8 (RFC 6531) is in force.
+    #[error("address needs SMTPUTF8")]
+    NeedsSmtputf8,
     /// Not a domain name.
     #[error(transparent)]
     Domain(#[from] DomainError),
@@ -37,29 +45,59 @@ pub enum MailboxError {
     Literal,
 }
 
+/// What an address may be written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charset {
+    /// ASCII alone: what SMTP has without SMTPUTF8.
+    Ascii,
+    /// UTF-8, in local parts and domains (RFC 6531 §3.3).
+    Utf8,
+}
+
 impl Mailbox {
-    /// Parses `local@domain` without angle brackets. UTF-8 local parts (RFC 6531) are taken; whether
-    /// they are allowed is the caller's to say ([`Mailbox::is_ascii`]).
+    /// Parses `local@domain` without angle brackets, in UTF-8: for what is not a dialogue's to forbid.
     pub fn parse(text: &str) -> Result<Self, MailboxError> {
+        Self::parse_in(Charset::Utf8, text)
+    }
+
+    /// Parses `local@domain` without angle brackets. What is malformed in any case is told first.
+    pub fn parse_in(charset: Charset, text: &str) -> Result<Self, MailboxError> {
+        let mailbox = Self::parse_utf8(text)?;
+        // Also a domain that has an A-label form may not come as anything else (RFC 6531 §3.2).
+        if charset == Charset::Ascii && !text.is_ascii() {
+            return Err(MailboxError::NeedsSmtputf8);
+        }
+        Ok(mailbox)
+    }
+
+    fn parse_utf8(text: &str) -> Result<Self, MailboxError> {
         let (local, rest) = split_local(text)?;
         let host = rest.strip_prefix('@').filter(|h| !h.is_empty()).ok_or(MailboxError::NoDomain)?;
         let host = match host.strip_prefix('[') {
             Some(inner) => parse_literal(inner.strip_suffix(']').ok_or(MailboxError::Literal)?)?,
+            // The dot that ends a name in DNS has no place in mail (RFC 5321 §2.3.5).
+            None if host.ends_with('.') => return Err(DomainError::Empty.into()),
             None => Domain::parse(host)?.into(),
         };
-        let local = requote(&local);
-        let at = u16::try_from(local.len()).map_err(|_| MailboxError::LocalPart)?;
-        Ok(Self { text: format!("{local}@{host}").into(), at })
+        Self::joined(&local, &host)
+    }
+
+    fn joined(local: &str, host: &str) -> Result<Self, MailboxError> {
+        let local = requote(local);
+        let text = format!("{local}@{host}");
+        let at = u16::try_from(local.len()).map_err(|_| MailboxError::TooLong)?;
+        if text.len() > MAILBOX_MAX {
+            return Err(MailboxError::TooLong);
+        }
+        Ok(Self { text: text.into(), at })
     }
 
     /// Builds a mailbox from an unquoted local part, quoting it as needed.
     pub fn new(local: &str, domain: &Domain) -> Result<Self, MailboxError> {
-        if local.is_empty() || local.len() > LOCAL_PART_MAX || local.chars().any(|c| c.is_control()) {
+        if local.is_empty() || local.chars().any(is_forbidden) {
             return Err(MailboxError::LocalPart);
         }
-        let local = requote(local);
-        let at = u16::try_from(local.len()).map_err(|_| MailboxError::LocalPart)?;
-        Ok(Self { text: format!("{local}@{domain}").into(), at })
+        Self::joined(local, domain.as_str())
     }
 
     /// The whole mailbox, canonical.
@@ -114,7 +152,8 @@ fn split_local(text: &str) -> Result<(String, &str), MailboxError> {
         }
         (text[..end].to_owned(), &text[end..])
     };
-    if local.is_empty() || local.len() > LOCAL_PART_MAX {
+    // The grammar has `""` as well; it would be the name of nobody, and of a directory's self.
+    if local.is_empty() {
         return Err(MailboxError::LocalPart);
     }
     Ok((local, rest))
@@ -129,7 +168,7 @@ fn quoted_end(text: &str) -> Option<usize> {
             '\\' => {
                 chars.next().filter(|(_, c)| (' '..='~').contains(c))?;
             }
-            c if c.is_control() => return None,
+            c if is_forbidden(c) => return None,
             _ => {}
         }
     }
@@ -167,9 +206,14 @@ fn requote(local: &str) -> String {
 /// Dot-string (RFC 5321 §4.1.2), with UTF-8 as atext (RFC 6531 §3.3).
 fn is_dot_string(text: &str) -> bool {
     let atext = |c: char| {
-        c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c) || (!c.is_ascii() && !c.is_control())
+        c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c) || (!c.is_ascii() && !is_forbidden(c))
     };
     text.split('.').all(|atom| !atom.is_empty() && atom.chars().all(atext))
+}
+
+/// Controls, and Unicode's two line ends: an address is one line wherever it is shown.
+fn is_forbidden(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
 /// The inside of an address literal; general literals (other tags) are not taken.
@@ -247,10 +291,47 @@ mod tests {
             "a@[1.2.3]",
             "a@[",
             "\"\"@b",
+            "a@b.",
+            "a@例え。",
+            "a\u{2028}b@c",
+            "\"a\u{2028}b\"@c",
+            "\"a\tb\"@c",
+            "\"a\\\u{e9}\"@c",
+            "a@[192.0.02.1]",
+            "a@[IPv6:192.0.2.1]",
+            "a@[2001:db8::1]",
+            "a@[IPv6:fe80::1%eth0]",
+            "a@[tag:text]",
+            "a@[192.0.2.1]x",
         ] {
             assert!(Mailbox::parse(text).is_err(), "{text:?}");
         }
-        assert!(Mailbox::parse(&format!("{}@b", "x".repeat(65))).is_err());
+        assert_eq!(Mailbox::parse(&format!("{}@b", "x".repeat(253))), Err(MailboxError::TooLong));
+        assert!(Mailbox::parse(&format!("{}@b", "x".repeat(252))).is_ok());
+    }
+
+    #[test]
+    fn utf8_only_where_it_is_allowed() {
+        for text in ["дмитрий@x.org", "u@пример.рф", "\"ю з\"@x.org"] {
+            assert!(Mailbox::parse_in(Charset::Utf8, text).is_ok(), "{text}");
+            assert_eq!(Mailbox::parse_in(Charset::Ascii, text), Err(MailboxError::NeedsSmtputf8), "{text}");
+        }
+        assert!(Mailbox::parse_in(Charset::Ascii, "u@xn--e1afmkfd.xn--p1ai").is_ok());
+        assert_eq!(Mailbox::parse_in(Charset::Ascii, "ю..з@x.org"), Err(MailboxError::LocalPart));
+    }
+
+    #[test]
+    fn the_same_mailbox() {
+        let same = |a, b| Mailbox::parse(a).unwrap() == Mailbox::parse(b).unwrap();
+        assert!(same("u@Пример.РФ", "u@XN--E1AFMKFD.xn--p1ai"));
+        assert!(same("u@пример。рф", "u@пример.рф"));
+        assert!(same("u@faß.test", "u@xn--fa-hia.test"));
+        assert!(same("\"u\\v\"@x.org", "uv@x.org"));
+        assert!(same("u@[IPv6:2001:db8:0:0:0:0:0:1]", "u@[ipv6:2001:DB8::1]"));
+        // Local parts belong to their host: case, and composed or decomposed letters, are its to judge.
+        assert!(!same("Юзер@x.org", "юзер@x.org"));
+        assert!(!same("jos\u{e9}@x.org", "jose\u{301}@x.org"));
+        assert!(!same("u@faß.test", "u@fass.test"));
     }
 
     proptest! {
@@ -259,6 +340,16 @@ mod tests {
             if let Ok(mailbox) = Mailbox::parse(&text) {
                 prop_assert!(!mailbox.as_str().chars().any(|c| c.is_control()));
                 prop_assert_eq!(Mailbox::parse(mailbox.as_str()), Ok(mailbox.clone()));
+            }
+        }
+
+        #[test]
+        fn ascii_is_a_part_of_utf8(text in "\\PC{0,10}@\\PC{0,10}|[\"\\\\ a-cю@.]{0,20}") {
+            let ascii = Mailbox::parse_in(Charset::Ascii, &text);
+            if text.is_ascii() {
+                prop_assert_eq!(ascii, Mailbox::parse(&text));
+            } else {
+                prop_assert!(ascii.is_err());
             }
         }
 

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::mailbox::{Mailbox, MailboxError};
+use crate::domain::Domain;
+use crate::mailbox::{Charset, Mailbox, MailboxError};
 
 /// The argument of MAIL: a mailbox, or the null reverse-path `<>` of bounces (RFC 5321 §4.5.5).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -25,11 +26,16 @@ pub enum ForwardPath {
 }
 
 impl ReversePath {
-    /// Parses a path with its brackets, a source route ignored (RFC 5321 appendix C).
+    /// As [`ReversePath::parse_in`], in UTF-8.
     pub fn parse(text: &str) -> Result<Self, MailboxError> {
-        match inside(text)? {
+        Self::parse_in(Charset::Utf8, text)
+    }
+
+    /// Parses a path with its brackets, a source route ignored (RFC 5321 appendix C).
+    pub fn parse_in(charset: Charset, text: &str) -> Result<Self, MailboxError> {
+        match inside(charset, text)? {
             "" => Ok(Self::Null),
-            inner => Mailbox::parse(inner).map(Self::Mailbox),
+            inner => Mailbox::parse_in(charset, inner).map(Self::Mailbox),
         }
     }
 
@@ -43,23 +49,38 @@ impl ReversePath {
 }
 
 impl ForwardPath {
-    /// Parses a path with its brackets, a source route ignored (RFC 5321 appendix C).
+    /// As [`ForwardPath::parse_in`], in UTF-8.
     pub fn parse(text: &str) -> Result<Self, MailboxError> {
-        let inner = inside(text)?;
+        Self::parse_in(Charset::Utf8, text)
+    }
+
+    /// Parses a path with its brackets, a source route ignored (RFC 5321 appendix C).
+    pub fn parse_in(charset: Charset, text: &str) -> Result<Self, MailboxError> {
+        let inner = inside(charset, text)?;
         if inner.eq_ignore_ascii_case("postmaster") {
             return Ok(Self::Postmaster);
         }
-        Mailbox::parse(inner).map(Self::Mailbox)
+        Mailbox::parse_in(charset, inner).map(Self::Mailbox)
     }
 }
 
-fn inside(text: &str) -> Result<&str, MailboxError> {
+/// What is within the brackets, less its source route: `A-d-l ":"`, domains with an `@` each, and commas.
+fn inside(charset: Charset, text: &str) -> Result<&str, MailboxError> {
     let inner = text.strip_prefix('<').and_then(|t| t.strip_suffix('>')).ok_or(MailboxError::NoDomain)?;
     if !inner.starts_with('@') {
         return Ok(inner);
     }
-    let (_route, mailbox) = inner.split_once(':').ok_or(MailboxError::LocalPart)?;
-    Ok(mailbox)
+    let (route, mailbox) = inner.split_once(':').ok_or(MailboxError::LocalPart)?;
+    for hop in route.split(',') {
+        let host =
+            hop.strip_prefix('@').filter(|host| !host.ends_with('.')).ok_or(MailboxError::LocalPart)?;
+        Domain::parse(host)?;
+    }
+    if charset == Charset::Ascii && !route.is_ascii() {
+        return Err(MailboxError::NeedsSmtputf8);
+    }
+    // A route leads to somebody.
+    if mailbox.is_empty() { Err(MailboxError::LocalPart) } else { Ok(mailbox) }
 }
 
 impl fmt::Display for ReversePath {
@@ -77,7 +98,25 @@ mod tests {
         assert_eq!(ReversePath::parse("<>"), Ok(ReversePath::Null));
         assert_eq!(ReversePath::parse("<@a.b,@c.d:j@x.org>").unwrap().as_str(), "j@x.org");
         assert_eq!(ForwardPath::parse("<PostMaster>"), Ok(ForwardPath::Postmaster));
-        for text in ["", "a@b", "<a@b", "a@b>", "<<a@b>>", "<@a.b>"] {
+        let utf8 = "<@пример.рф:j@x.org>";
+        assert_eq!(ReversePath::parse(utf8).unwrap().as_str(), "j@x.org");
+        assert_eq!(ReversePath::parse_in(Charset::Ascii, utf8), Err(MailboxError::NeedsSmtputf8));
+        for text in [
+            "",
+            "a@b",
+            "<a@b",
+            "a@b>",
+            "<<a@b>>",
+            "<@a.b>",
+            "<@a.b:>",
+            "<@:j@x.org>",
+            "<@a.b,:j@x.org>",
+            "<@a.b,c.d:j@x.org>",
+            "<@a b:j@x.org>",
+            "<@a.b.:j@x.org>",
+            "<:j@x.org>",
+            "< >",
+        ] {
             assert!(ReversePath::parse(text).is_err(), "{text:?}");
         }
     }
