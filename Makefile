@@ -55,14 +55,15 @@ footprint: release ## what a release costs: memory at rest, time to the first 22
 	POSTERN_BIN=$(CURDIR)/target/release $(call cargo,test) --release -p postern-tests --test footprint -- \
 		--nocapture --test-threads=1
 
-bench: release ## Postern and Postfix side by side, as root: target/bench/results.json, docs/performance.md
-	@tests/install-packages postfix
+bench: BENCH ?= --document
+bench: release ## Postern beside Postfix (PEERS=all: and others), as root: target/bench/results.json, docs/performance.md
+	@tests/install-packages postfix dovecot-lmtpd strace iproute2
 	etc/users
 	$(call cargo,build) --release -p postern-bench
-	POSTERN_BIN=$(CURDIR)/target/release target/release/postern-bench $(BENCH)
+	POSTERN_BIN=$(CURDIR)/target/release target/release/postern-bench $(if $(PEERS),--peers $(PEERS)) $(BENCH)
 
-bench-quick: ## the same in a few minutes, for daily work: prints the table and leaves the document alone
-	@$(MAKE) bench BENCH="--quick --no-document $(BENCH)"
+bench-quick: ## the same in three minutes, for daily work: prints the table and leaves the document alone
+	@$(MAKE) bench BENCH="--quick $(BENCH)"
 
 bench-spool: ## the spool's writer beside what the disk under DIR (default: the temporary directory) can do
 	$(call cargo,run) --release -p postern-spool --example bench-spool -- $(or $(DIR),$${TMPDIR:-/tmp}) $(SECONDS)

@@ -6,9 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::Point;
-use crate::load::{self, Workload};
-use crate::peers::Sink;
+use serde_json::{Value, json};
+
+use crate::beside::{self, Sink};
+use crate::cell::{Cell, Workload};
+use crate::isolate;
+use crate::workload::source;
+
+/// The task's name.
+pub(crate) const TASK: &str = "limits";
 
 /// Limits at a number of threads or sessions.
 #[derive(Clone, Debug)]
@@ -22,31 +28,50 @@ pub(crate) struct Limit {
     pub(crate) sink: f64,
 }
 
-pub(crate) fn measure(sessions: &[usize]) -> Vec<Limit> {
-    let mut sink = Sink::start();
-    sessions
-        .iter()
-        .map(|&sessions| {
-            let point = Point { workload: Workload::Relay, long: true, sessions, size: 4096 };
-            let count = 20_000 / sessions * sessions;
-            let begin = Instant::now();
-            load::source(&sink.address.to_string(), point, count, "u@relay.test");
-            let sunk = count as f64 / begin.elapsed().as_secs_f64();
-            let limit = Limit {
-                sessions,
-                files: disk(sessions, false),
-                files_and_directory: disk(sessions, true),
-                sink: sunk,
-            };
-            eprintln!("{limit:?}");
-            assert!(sink.count() > 0);
-            limit
-        })
-        .collect()
+/// The limits at each number of sessions in the cells.
+pub(crate) fn of(cells: &[Cell], failures: &mut Vec<String>) -> Vec<Limit> {
+    let mut sessions: Vec<_> = cells.iter().map(|cell| cell.sessions).filter(|n| *n <= 200).collect();
+    sessions.sort_unstable();
+    sessions.dedup();
+    let mut limits = Vec::new();
+    for sessions in sessions {
+        let task = [TASK.to_owned(), sessions.to_string()];
+        let said = isolate::run(&task, Duration::from_secs(60));
+        match said.and_then(|said| from_json(sessions, &said).ok_or(said)) {
+            Ok(limit) => {
+                eprintln!("{limit:?}");
+                limits.push(limit);
+            }
+            Err(why) => failures.push(format!("limits at {sessions}: {why}")),
+        }
+    }
+    limits
+}
+
+/// Inside.
+pub(crate) fn measure(sessions: usize) -> Value {
+    let sink = Sink::start(beside::SINK, &[]);
+    let cell = Cell::new(Workload::Relay, sessions, 4);
+    let count = 8_000 / sessions * sessions;
+    let begin = Instant::now();
+    source(beside::SINK, cell, count, "u@relay.test");
+    let sunk = count as f64 / begin.elapsed().as_secs_f64();
+    assert!(sink.count() > 0);
+    json!({"files": disk(sessions, false), "files_and_directory": disk(sessions, true), "sink": sunk})
+}
+
+fn from_json(sessions: usize, said: &str) -> Option<Limit> {
+    let figures = crate::figures::from_json(said)?;
+    Some(Limit {
+        sessions,
+        files: *figures.get("files")?,
+        files_and_directory: *figures.get("files_and_directory")?,
+        sink: *figures.get("sink")?,
+    })
 }
 
 fn disk(threads: usize, sync_directory: bool) -> f64 {
-    let directory = tempfile::Builder::new().prefix("postern-bench-disk-").tempdir().unwrap();
+    let directory = tempfile::Builder::new().prefix("disk-").tempdir().unwrap();
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let begin = Instant::now();
     let threads: Vec<_> = (0..threads)

@@ -1,148 +1,76 @@
 //! NAME
-//!     postern-bench: Postern and Postfix side by side, in one run
+//!     postern-bench: Postern and other mail systems side by side, in one run
 //!
 //! WHAT IT DOES
-//!     Starts Debian's Postfix as an instance of its own and Postern as the tests start it, gives both the
-//!     same load by turns (A B A B), and writes what came out to `target/bench/results.json` and, between two
-//!     marks, into `docs/performance.md`. `make bench-quick` takes some minutes, `make bench` some more.
+//!     Starts each system as an instance of its own, gives all of them the same load by turns (A B A B), and
+//!     writes what came out to `target/bench/results.json` and, between two marks, into
+//!     `docs/performance.md`, with charts beside it. `make bench-quick` takes three minutes, `make bench` most
+//!     of an hour.
 //!
-//!     postern-bench [--quick] [--rounds N] [--only WORKLOAD] [--sessions N,N] [--no-document]
+//!     postern-bench [--quick] [--peers postfix,exim] [--rounds N] [--seconds S]
+//!                   [--workload relay,hold [--sessions 10,50] [--size 4,64] [--short]] [--document]
+//!
+//!     With `--workload` exactly these cells are measured, every workload with each number of sessions and
+//!     each size (in KiB); otherwise those of the plan ([`plan`]). `--peers` says beside whom: `postfix` if
+//!     nothing is said, `none`, or `all`.
 //!
 //! TALKS TO
-//!     127.0.0.1 alone. The load is smtp-source's and the sink is smtp-sink, both Postfix's; the generator of
-//!     our own ([`generator`]) is for what these do not tell: how long the last reply takes.
+//!     127.0.0.0/8 of a network of its own. The load is smtp-source's and the sink is smtp-sink, both
+//!     Postfix's; the generator of our own ([`generator`]) is for what these do not do: telling how long the
+//!     last reply takes, and many recipients' addresses.
 //!
 //! TRUST
-//!     Postfix has to be started by root. Postern then has its system users.
+//!     It is root: it starts Postfix, and makes namespaces. Postern has its system users.
 //!
 //! FAILURE
-//!     It panics: a benchmark that goes on after an error lies. A system that loses a message, or does not
-//!     deliver for two minutes, is such an error.
+//!     Every round of every system is a process of its own in namespaces of its own ([`isolate`]). When it
+//!     ends, however it ends, the kernel ends all that it started. A round that fails (a message lost, nothing
+//!     delivered for long) is reported as failed, its logs are kept in `target/bench/failed`, and the run goes
+//!     on; the status is then 1.
 //!
 //! BUGS
-//!     The load generator shares the machine's cores with what it measures. Other peers than Postfix are not
-//!     started yet.
+//!     The load generator shares the machine's cores with what it measures.
 
 #![forbid(unsafe_code)]
-// A benchmark's way to fail is to panic.
+// A round's way to fail is to panic.
 #![allow(clippy::unwrap_used)]
 
+mod beside;
+mod cell;
+mod figures;
 mod generator;
+mod isolate;
 mod limits;
-mod load;
-mod measure;
+mod machine;
+mod options;
 mod peers;
-mod postfix;
+mod plan;
 mod report;
+mod round;
+mod rounds;
+mod tree;
+mod workload;
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::process::ExitCode;
 
-use crate::load::Workload;
-use crate::measure::Figures;
-use crate::peers::Peer;
+use crate::options::Options;
 
-/// What is measured in one place of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Point {
-    workload: Workload,
-    /// Many messages in one connection; otherwise one.
-    long: bool,
-    sessions: usize,
-    size: usize,
-}
-
-/// What is asked for on the command line.
-#[derive(Debug)]
-struct Options {
-    quick: bool,
-    rounds: usize,
-    only: Option<String>,
-    sessions: Vec<usize>,
-    document: bool,
-    /// How long a load should take.
-    seconds: f64,
-}
-
-fn main() {
-    let options = Options::from_words(std::env::args().skip(1));
-    let load_before = std::fs::read_to_string("/proc/loadavg").unwrap();
-    let points = points(&options);
-    let limits = limits::measure(&options.sessions);
-    let mut results: BTreeMap<Point, [Vec<Figures>; 2]> = BTreeMap::new();
-    // How many messages a second a system took in the round before: so many come in the next.
-    let mut rates: BTreeMap<(usize, Point), f64> = BTreeMap::new();
-    for round in 0..options.rounds {
-        for workload in Workload::ALL {
-            let of: Vec<_> = points.iter().copied().filter(|point| point.workload == workload).collect();
-            if of.is_empty() {
-                continue;
-            }
-            for (n, mut peer) in Peer::both(round).into_iter().map(|(n, start)| (n, start())) {
-                for point in &of {
-                    let rate = *rates.entry((n, *point)).or_insert_with(|| load::pilot(&mut peer, *point));
-                    let figures = load::run(&mut peer, *point, rate, options.seconds);
-                    eprintln!("round {round} {:8} {point:?}: {figures}", peer.name());
-                    rates.insert((n, *point), figures.accepted);
-                    results.entry(*point).or_default()[n].push(figures);
-                }
-                peer.stop();
-                std::thread::sleep(Duration::from_millis(200));
-            }
-        }
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((isolate::INSIDE, task)) = words.split_first().map(|(first, rest)| (&**first, rest)) {
+        isolate::inside();
+        println!("{}", round::perform(task));
+        // Nothing is stopped in order: the kernel ends it all at once.
+        std::process::exit(0);
     }
-    let load_after = std::fs::read_to_string("/proc/loadavg").unwrap();
-    report::write(&options, &results, &limits, [&load_before, &load_after]);
-}
-
-/// The table's places.
-fn points(options: &Options) -> Vec<Point> {
-    let mut points = Vec::new();
-    for workload in Workload::ALL {
-        if options.only.as_deref().is_some_and(|only| only != workload.name()) {
-            continue;
+    let options = match Options::parse(&words) {
+        Ok(options) => options,
+        Err(why) => {
+            eprintln!("postern-bench: {why}");
+            return ExitCode::from(64);
         }
-        if matches!(workload, Workload::Fanout | Workload::Sendmail) {
-            points.push(Point { workload, long: false, sessions: 1, size: 4096 });
-            continue;
-        }
-        for &sessions in &options.sessions {
-            points.push(Point { workload, long: true, sessions, size: 4096 });
-            if !options.quick {
-                points.push(Point { workload, long: false, sessions, size: 4096 });
-                if sessions == 10 {
-                    points.push(Point { workload, long: true, sessions, size: 1024 });
-                    points.push(Point { workload, long: true, sessions, size: 65536 });
-                }
-            }
-        }
-    }
-    points
-}
-
-impl Options {
-    fn from_words(mut words: impl Iterator<Item = String>) -> Self {
-        let mut options = Self {
-            quick: false,
-            rounds: 5,
-            only: None,
-            sessions: vec![1, 10, 50],
-            document: true,
-            seconds: 2.0,
-        };
-        while let Some(word) = words.next() {
-            let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value"));
-            match word.as_str() {
-                "--quick" => (options.quick, options.rounds, options.seconds) = (true, 3, 1.0),
-                "--rounds" => options.rounds = value().parse().unwrap(),
-                "--only" => options.only = Some(value()),
-                "--sessions" => {
-                    options.sessions = value().split(',').map(|n| n.parse().unwrap()).collect();
-                }
-                "--no-document" => options.document = false,
-                _ => panic!("unknown option {word}"),
-            }
-        }
-        options
-    }
+    };
+    let results = rounds::run(&options, plan::cells(&options));
+    report::write(&options, &results);
+    ExitCode::from(u8::from(!results.failures.is_empty()))
 }

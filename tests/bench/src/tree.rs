@@ -1,47 +1,10 @@
 //! What a tree of processes uses, from /proc.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-/// What one load on one system gave.
-#[derive(Clone, Debug)]
-pub(crate) struct Figures {
-    /// Messages a second until the generator had its last reply.
-    pub(crate) accepted: f64,
-    /// Messages (or recipients) a second until the last was delivered.
-    pub(crate) delivered: f64,
-    /// CPU seconds for 1,000 messages.
-    pub(crate) cpu: f64,
-    /// Most resident memory of all processes together, in MiB; pages that are shared count in each.
-    pub(crate) rss: f64,
-    /// The final reply, in milliseconds.
-    pub(crate) p50: f64,
-    pub(crate) p99: f64,
-    pub(crate) most: f64,
-    /// Messages a second that our own generator got accepted.
-    pub(crate) own_rate: f64,
-}
-
-impl fmt::Display for Figures {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { accepted, delivered, cpu, rss, p50, p99, own_rate, .. } = self;
-        write!(
-            f,
-            "{accepted:.0}/s accepted ({own_rate:.0}/s own), {delivered:.0}/s delivered, {cpu:.2} s CPU/1000, \
-             {rss:.0} MiB, final reply {p50:.2} ms p99 {p99:.2}"
-        )
-    }
-}
-
-/// The value below which that part of the sorted values lies; 0 when there are none.
-pub(crate) fn median(sorted: &[f64], part: f64) -> f64 {
-    let last = sorted.len().saturating_sub(1);
-    sorted.get((last as f64 * part).round() as usize).copied().unwrap_or(0.0)
-}
 
 /// What a tree used.
 #[derive(Debug)]

@@ -1,0 +1,73 @@
+//! Rounds by turns: every system does a cell before the next cell begins, and who is first changes.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::cell::Cell;
+use crate::figures::{self, ACCEPTED, Figures};
+use crate::limits::Limit;
+use crate::options::Options;
+use crate::peers::Name;
+use crate::{isolate, limits, machine};
+
+/// The longest that a round may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Everything that was measured.
+pub(crate) struct Results {
+    pub(crate) date: String,
+    pub(crate) load: [String; 2],
+    /// In the order of the plan.
+    pub(crate) cells: Vec<Measured>,
+    pub(crate) limits: Vec<Limit>,
+    /// What did not come to its end, in words.
+    pub(crate) failures: Vec<String>,
+}
+
+/// One cell.
+pub(crate) struct Measured {
+    pub(crate) cell: Cell,
+    pub(crate) systems: BTreeMap<Name, Vec<Figures>>,
+}
+
+pub(crate) fn run(options: &Options, cells: Vec<Cell>) -> Results {
+    let (begin, date, load) = (Instant::now(), machine::now(), machine::load_average());
+    let mut failures = Vec::new();
+    let limits = limits::of(&cells, &mut failures);
+    let mut cells: Vec<_> =
+        cells.into_iter().map(|cell| Measured { cell, systems: BTreeMap::new() }).collect();
+    for round in 0..options.rounds {
+        for measured in &mut cells {
+            for n in 0..options.systems.len() {
+                let name = options.systems[(n + round) % options.systems.len()];
+                if name.does(measured.cell.workload) {
+                    one(options, round, measured, name, &mut failures);
+                }
+            }
+        }
+    }
+    eprintln!("{:.0} s in all", begin.elapsed().as_secs_f64());
+    Results { date, load: [load, machine::load_average()], cells, limits, failures }
+}
+
+fn one(options: &Options, round: usize, measured: &mut Measured, name: Name, failures: &mut Vec<String>) {
+    let (begin, cell) = (Instant::now(), measured.cell);
+    let done = measured.systems.entry(name).or_default();
+    // How many messages a second the system took in the round before: so many come in the next.
+    let rate = done.last().and_then(|figures| figures.get(ACCEPTED)).copied().unwrap_or(0.0);
+    let task = [name.to_string(), cell.to_string(), rate.to_string(), options.seconds.to_string()];
+    let said = isolate::run(&task, PATIENCE)
+        .and_then(|said| figures::from_json(&said).ok_or_else(|| format!("no figures: {said}")));
+    let line = format!("round {} {name:9} {cell}", round + 1);
+    match said {
+        Ok(figures) => {
+            let words: Vec<_> = figures.iter().map(|(name, n)| format!("{name} {n:.2}")).collect();
+            eprintln!("{line}: {} [{:.1} s]", words.join(", "), begin.elapsed().as_secs_f64());
+            done.push(figures);
+        }
+        Err(why) => {
+            eprintln!("{line}: FAILED: {why}");
+            failures.push(format!("{line}: {why}"));
+        }
+    }
+}
