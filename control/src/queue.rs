@@ -3,7 +3,8 @@
 use postern_config::Config;
 use postern_ipc::ask;
 use postern_ipc::control::{MessageDetail, MessageState, MessageSummary, QueueRequest, Reply, Request};
-use postern_spool::Timestamp;
+use postern_smtp::parameters::{ByMode, Notify, RcptParameters, Ret};
+use postern_spool::{BodyType, Deadline, Options, Timestamp};
 use serde_json::{Value, json};
 
 use crate::Failure;
@@ -75,12 +76,34 @@ fn print_detail(detail: &MessageDetail, now: Timestamp) {
     table::out(&format!("from        {}", summary.reverse_path));
     table::out(&format!("arrived     {}", time(summary.arrival)));
     table::out(&format!("octets      {}", summary.size));
-    for (recipient, what) in &detail.recipients {
-        table::out(&format!("to          <{recipient}>: {}", visible(what)));
+    if let Value::Object(options) = options(&detail.options, detail.body) {
+        for (key, what) in options {
+            table::out(&format!("{key:<12}{}", visible(&words(&what))));
+        }
+    }
+    for (place, (recipient, what)) in detail.recipients.iter().enumerate() {
+        let (notify, orcpt) = recipient_options(&detail.options, place);
+        let notify = notify.map(|notify| format!(", notify {notify}")).unwrap_or_default();
+        let orcpt = orcpt.map(|orcpt| format!(", originally {orcpt}")).unwrap_or_default();
+        table::out(&format!("to          <{recipient}>: {}", visible(&format!("{what}{notify}{orcpt}"))));
     }
     table::out("");
     let header = String::from_utf8_lossy(&detail.header);
     header.lines().for_each(|line| table::out(&visible(line)));
+}
+
+/// A value in a line for people.
+fn words(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "yes".into(),
+        Value::Bool(false) => "no".into(),
+        Value::Object(parts) => {
+            let parts: Vec<_> = parts.iter().map(|(key, what)| format!("{key} {}", words(what))).collect();
+            parts.join(", ")
+        }
+        other => other.to_string(),
+    }
 }
 
 fn state(state: MessageState, now: Timestamp) -> String {
@@ -89,8 +112,64 @@ fn state(state: MessageState, now: Timestamp) -> String {
         MessageState::Deferred(until) => {
             format!("deferred, next try in {}", table::span(until.0.saturating_sub(now.0)))
         }
+        MessageState::Scheduled(until) => format!("to be delivered from {} on", time(until)),
         MessageState::Held => "held".into(),
     }
+}
+
+/// What a sender asked for, as the parameters of SMTP that say it; none where nothing was asked.
+pub(crate) fn options(options: &Options, body: BodyType) -> Value {
+    let mut value = serde_json::Map::new();
+    let mut say = |key: &str, what: Value| drop(value.insert(key.to_owned(), what));
+    match body {
+        BodyType::SevenBit => {}
+        BodyType::EightBit => say("body", json!("8BITMIME")),
+        BodyType::Binary => say("body", json!("BINARYMIME")),
+    }
+    if options.smtputf8 {
+        say("smtputf8", json!(true));
+    }
+    if let Some(ret) = options.ret {
+        say(
+            "ret",
+            json!(match ret {
+                Ret::Full => "FULL",
+                Ret::Headers => "HDRS",
+            }),
+        );
+    }
+    if let Some(envid) = &options.envid {
+        say("envid", json!(envid));
+    }
+    if let Some(Deadline { at, mode, trace }) = options.deliver_by {
+        let mode = match mode {
+            ByMode::Notify => "notify",
+            ByMode::Return => "return",
+        };
+        say("deliver_by", json!({ "until": time(at), "else": mode, "trace": trace }));
+    }
+    if let Some(until) = options.hold_until {
+        say("hold_until", json!(time(until)));
+    }
+    if options.priority != 0 {
+        say("priority", json!(options.priority));
+    }
+    if options.held {
+        say("held", json!(true));
+    }
+    Value::Object(value)
+}
+
+/// What was said of one recipient, by its place.
+pub(crate) fn recipient_options(options: &Options, place: usize) -> (Option<String>, Option<String>) {
+    let found = options.recipients.iter().find(|(n, _)| *n as usize == place);
+    let Some((_, RcptParameters { notify, orcpt })) = found else { return (None, None) };
+    let notify = notify.map(|Notify { success, failure, delay }| {
+        let words = [(success, "SUCCESS"), (failure, "FAILURE"), (delay, "DELAY")];
+        let words: Vec<_> = words.iter().filter(|(wanted, _)| *wanted).map(|(_, word)| *word).collect();
+        if words.is_empty() { "NEVER".to_owned() } else { words.join(",") }
+    });
+    (notify, orcpt.as_ref().map(|orcpt| format!("{};{}", orcpt.kind, orcpt.address)))
 }
 
 pub(crate) fn time(at: Timestamp) -> String {
@@ -102,6 +181,7 @@ fn summary_json(message: &MessageSummary) -> Value {
     let (state, until) = match message.state {
         MessageState::Active => ("active", None),
         MessageState::Deferred(until) => ("deferred", Some(time(until))),
+        MessageState::Scheduled(until) => ("scheduled", Some(time(until))),
         MessageState::Held => ("held", None),
     };
     let recipients: Vec<_> =
@@ -115,8 +195,12 @@ fn summary_json(message: &MessageSummary) -> Value {
 
 fn detail_json(detail: &MessageDetail) -> Value {
     let mut value = summary_json(&detail.summary);
-    value["recipients"] =
-        detail.recipients.iter().map(|(to, what)| json!({ "to": to.as_str(), "status": what })).collect();
+    let recipients = detail.recipients.iter().enumerate().map(|(place, (to, what))| {
+        let (notify, orcpt) = recipient_options(&detail.options, place);
+        json!({ "to": to.as_str(), "status": what, "notify": notify, "orcpt": orcpt })
+    });
+    value["recipients"] = recipients.collect();
+    value["options"] = options(&detail.options, detail.body);
     value["header"] = json!(String::from_utf8_lossy(&detail.header));
     value
 }

@@ -275,7 +275,16 @@ fn write(path: &Path, pieces: &[&[u8]]) -> io::Result<()> {
 
 fn envelope(file: &SpoolFile, n: usize, stored: &Stored, label: &str) -> Value {
     let states = file.recipient_states(n);
-    let recipients: Vec<Value> = stored.envelope.recipients.iter().zip(&states).map(recipient).collect();
+    let options = &stored.envelope.options;
+    let recipients: Vec<Value> = (0..)
+        .zip(stored.envelope.recipients.iter().zip(&states))
+        .map(|(place, pair)| {
+            let mut value = recipient(pair);
+            let (notify, orcpt) = queue::recipient_options(options, place);
+            (value["notify"], value["orcpt"]) = (json!(notify), json!(orcpt));
+            value
+        })
+        .collect();
     json!({
         "id": stored.id.to_string(),
         "sender": stored.envelope.reverse_path.as_str(),
@@ -284,6 +293,7 @@ fn envelope(file: &SpoolFile, n: usize, stored: &Stored, label: &str) -> Value {
         "body": match stored.envelope.body { BodyType::SevenBit => "7BIT", BodyType::EightBit => "8BITMIME", BodyType::Binary => "BINARYMIME" },
         "origin": origin(&stored.envelope.origin),
         "held": file.is_held(n),
+        "options": queue::options(options, BodyType::SevenBit),
         "directory": label,
     })
 }

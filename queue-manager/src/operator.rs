@@ -8,7 +8,8 @@ use mio::Token;
 use postern_daemon::Host;
 use postern_ipc::Link;
 use postern_ipc::control::{MessageDetail, MessageState, MessageSummary, Reply};
-use postern_spool::{DoneStatus, QueueId, ReadError, Stored};
+use postern_smtp::parameters::RcptParameters;
+use postern_spool::{DoneStatus, Options, QueueId, ReadError, Stored};
 
 use crate::content;
 use crate::replay::Replay;
@@ -25,8 +26,10 @@ const FRAME_AIM: usize = 24 * 1024;
 const FRAME_MESSAGES: usize = 64;
 /// Octets of the header section that are shown.
 const HEADER_SHOWN: usize = 16 * 1024;
+/// Octets of what was said of recipients that are shown.
+const OPTIONS_SHOWN: usize = 8 * 1024;
 /// Octets of recipients that are shown.
-const RECIPIENTS_SHOWN: usize = 32 * 1024;
+const RECIPIENTS_SHOWN: usize = 24 * 1024;
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 64;
 
@@ -168,6 +171,9 @@ fn summary(
         id,
         state: match standing {
             Standing::Active => MessageState::Active,
+            Standing::Deferred(until) if stored.envelope.options.hold_until == Some(until) => {
+                MessageState::Scheduled(until)
+            }
             Standing::Deferred(until) => MessageState::Deferred(until),
             Standing::Held => MessageState::Held,
         },
@@ -178,6 +184,18 @@ fn summary(
         recipients: unfinished.take(LISTED_RECIPIENTS).map(|(n, r)| (r.clone(), why(n))).collect(),
     };
     Ok((summary, replay))
+}
+
+/// The options without what was said of recipients that are not shown, nor more of it than a frame has room
+/// for.
+fn shown_options(options: &Options, shown: usize) -> Options {
+    let mut room = OPTIONS_SHOWN;
+    let fits = |(n, said): &&(u32, RcptParameters)| {
+        let orcpt = said.orcpt.as_ref().map_or(0, |orcpt| orcpt.kind.len() + orcpt.address.len());
+        room = room.saturating_sub(20 + orcpt);
+        room > 0 && (*n as usize) < shown
+    };
+    Options { recipients: options.recipients.iter().take_while(fits).cloned().collect(), ..options.clone() }
 }
 
 fn stored(messages: &[Stored], place: Place) -> Result<&Stored, ReadError> {
@@ -196,8 +214,9 @@ pub(crate) fn detail(
     let file = store.get(place.file)?;
     let (mut header, _) = content::beginning(file, place.number, HEADER_SHOWN)?;
     header.truncate(postern_message::body_offset(&header).min(HEADER_SHOWN));
+    let envelope = &stored(file.messages(), place)?.envelope;
     let (mut recipients, mut size) = (Vec::new(), 0);
-    for (n, recipient) in (0u32..).zip(&stored(file.messages(), place)?.envelope.recipients) {
+    for (n, recipient) in (0u32..).zip(&envelope.recipients) {
         let words: String = match (replay.finished.get(&n), replay.why(n)) {
             (Some(DoneStatus::Delivered), _) => "delivered".into(),
             (Some(DoneStatus::Failed), _) => "failed and reported".into(),
@@ -213,5 +232,6 @@ pub(crate) fn detail(
         }
         recipients.push((recipient.clone(), words));
     }
-    Ok(MessageDetail { summary, recipients, header })
+    let options = shown_options(&envelope.options, recipients.len());
+    Ok(MessageDetail { summary, recipients, header, body: envelope.body, options })
 }

@@ -117,7 +117,7 @@ impl Table {
         self.octets += message.size;
         let mark = match message.state {
             MessageState::Active => "*",
-            MessageState::Deferred(_) => "",
+            MessageState::Deferred(_) | MessageState::Scheduled(_) => "",
             MessageState::Held => "!",
         };
         let sender = match message.reverse_path.as_str() {

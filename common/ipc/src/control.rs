@@ -3,7 +3,7 @@
 //! runs as may change things; others may look only at `Status`.
 
 use postern_address::{Mailbox, ReversePath};
-use postern_spool::{QueueId, Timestamp};
+use postern_spool::{BodyType, Options, QueueId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::supervise::Attempt;
@@ -105,7 +105,9 @@ pub enum MessageState {
     Active,
     /// Waits until this time.
     Deferred(Timestamp),
-    /// Held by an operator.
+    /// Its sender wants it delivered no sooner (RFC 4865).
+    Scheduled(Timestamp),
+    /// Held by an operator, or for one by a rule.
     Held,
 }
 
@@ -118,4 +120,8 @@ pub struct MessageDetail {
     pub recipients: Vec<(Mailbox, String)>,
     /// The header section, at most 16 KiB of it.
     pub header: Vec<u8>,
+    /// Which octets its content may hold.
+    pub body: BodyType,
+    /// What its sender asked for; of recipients, those that are shown.
+    pub options: Options,
 }
