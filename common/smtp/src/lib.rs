@@ -13,7 +13,9 @@
 
 pub mod client;
 pub mod parameters;
+pub mod proxy;
 pub mod reply;
 pub mod server;
+pub mod xclient;
 
 pub use reply::{EnhancedCode, Reply};
