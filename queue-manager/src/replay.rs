@@ -41,7 +41,8 @@ impl Replay {
                 LogEntry::BounceSent
                 | LogEntry::DelaySent
                 | LogEntry::Owed { .. }
-                | LogEntry::Complete { .. } => {}
+                | LogEntry::Complete { .. }
+                | LogEntry::Told { .. } => {}
             }
         }
         replay

@@ -31,6 +31,7 @@ mod tag {
     pub(super) const DELAY_SENT: u16 = super::OPTIONAL | 6;
     pub(super) const OWED: u16 = super::OPTIONAL | 7;
     pub(super) const COMPLETE: u16 = super::OPTIONAL | 8;
+    pub(super) const TOLD: u16 = super::OPTIONAL | 9;
 }
 
 const CUT_SHORT: &str = "a log record is cut short";
@@ -94,6 +95,11 @@ pub enum LogEntry {
         /// Place in the envelope.
         recipient: u32,
     },
+    /// What was owed for this recipient is in the spool; something of it is left to deliver.
+    Told {
+        /// Place in the envelope.
+        recipient: u32,
+    },
 }
 
 /// What a report of success says (RFC 3464 §2.3.3).
@@ -142,6 +148,7 @@ pub(crate) fn encode(out: &mut Vec<u8>, record: &LogRecord, id: QueueId, base: u
         LogEntry::DelaySent => tag::DELAY_SENT,
         LogEntry::Owed { .. } => tag::OWED,
         LogEntry::Complete { .. } => tag::COMPLETE,
+        LogEntry::Told { .. } => tag::TOLD,
     };
     out.extend_from_slice(&tag.to_le_bytes());
     out.extend_from_slice(&record.message.to_le_bytes());
@@ -210,7 +217,9 @@ fn encode_entry(out: &mut Vec<u8>, entry: &LogEntry) {
             short(out, relay.as_deref().unwrap_or_default());
             out.extend_from_slice(cut(reply, REPLY_MAX).as_bytes());
         }
-        LogEntry::Complete { recipient } => out.extend_from_slice(&recipient.to_le_bytes()),
+        LogEntry::Complete { recipient } | LogEntry::Told { recipient } => {
+            out.extend_from_slice(&recipient.to_le_bytes())
+        }
         LogEntry::Held | LogEntry::Released | LogEntry::BounceSent | LogEntry::DelaySent => {}
     }
 }
@@ -241,6 +250,7 @@ fn decode_payload(payload: &[u8]) -> Result<Option<LogRecord>, FormatError> {
         tag::COMPLETE => {
             LogEntry::Complete { recipient: u32_at(rest, 0).ok_or(FormatError::Corrupt(CUT_SHORT))? }
         }
+        tag::TOLD => LogEntry::Told { recipient: u32_at(rest, 0).ok_or(FormatError::Corrupt(CUT_SHORT))? },
         other => return unknown(other).map(|()| None),
     };
     Ok(Some(LogRecord { message, what }))
@@ -364,7 +374,7 @@ mod tests {
         fn hostile(bytes: Vec<u8>) {
             let _ = decode_first(&bytes);
             let _ = decode_first(&encoded(&bytes));
-            for tag in 0..18u8 {
+            for tag in 0..20u8 {
                 let _ = decode_first(&encoded(&[&[tag / 2, (tag % 2) << 7], &bytes[..]].concat()));
             }
         }
@@ -389,7 +399,7 @@ mod tests {
 
     #[test]
     fn unknown_entries() {
-        let optional = encoded(&[&(OPTIONAL | 9).to_le_bytes()[..], &[0, 0, 1, 2, 3]].concat());
+        let optional = encoded(&[&(OPTIONAL | 99).to_le_bytes()[..], &[0, 0, 1, 2, 3]].concat());
         assert_eq!(decode_first(&optional), Ok(Step::Record(None, optional.len())));
         assert!(matches!(decode_first(&encoded(&[9, 0, 0, 0])), Err(FormatError::Newer(_))));
         assert!(matches!(decode_first(&encoded(&[1, 0, 0, 0, 0, 0, 0, 0, 4])), Err(FormatError::Newer(_))));

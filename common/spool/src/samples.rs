@@ -98,7 +98,8 @@ pub(crate) fn log_record() -> impl Strategy<Value = LogRecord> {
         Just(LogEntry::BounceSent),
         Just(LogEntry::DelaySent),
         owed(),
-        any::<u32>().prop_map(|recipient| LogEntry::Complete { recipient })
+        any::<u32>().prop_map(|recipient| LogEntry::Complete { recipient }),
+        any::<u32>().prop_map(|recipient| LogEntry::Told { recipient })
     ];
     (any::<u16>(), what).prop_map(|(message, what)| LogRecord { message, what })
 }

@@ -348,6 +348,7 @@ fn golden_options() -> (Vec<NewMessage>, Vec<LogRecord>) {
         owed(0, Some(alias), Success::Relayed, Some("mx.example.net[192.0.2.3]:25")),
         owed(1, None, Success::Delivered, None),
         owed(2, None, Success::Expanded, None),
+        LogEntry::Told { recipient: 2 },
         LogEntry::Complete { recipient: 1 },
     ];
     let log = log.into_iter().map(|what| LogRecord { message: 0, what });
