@@ -3,7 +3,9 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
+use crate::abuse::{Limit, Limits};
 use crate::read::default_workers;
+use crate::rules::Stage;
 use crate::types::{
     BareNewline, Config, LmtpServer, LogTarget, MailboxTemplate, Nexthop, RoutePattern, Service, Table,
     UserSet, Via,
@@ -19,6 +21,7 @@ impl Config {
         self.explain_ours(&mut out);
         self.explain_relaying(&mut out);
         self.explain_routes(&mut out);
+        self.explain_rules(&mut out);
         self.explain_values(&mut out);
         out.0
     }
@@ -126,6 +129,62 @@ impl Config {
         }
     }
 
+    fn explain_rules(&self, out: &mut Lines) {
+        out.title("Rules, of each stage the first that decides");
+        if self.rules.is_empty() {
+            out.item("none (default)");
+        }
+        let in_order = Stage::ALL
+            .into_iter()
+            .flat_map(|stage| self.rules.iter().enumerate().filter(move |(_, rule)| rule.stage == stage));
+        for (n, rule) in in_order {
+            let stage = rule.stage.name();
+            out.item(&format!("{stage}: rule {} of line {}: {rule}", n + 1, rule.line));
+        }
+    }
+
+    fn explain_abuse(&self, out: &mut Lines) {
+        out.title("[limits] What clients may do");
+        let (limits, usual) = (&self.limits, Limits::default());
+        let scopes = |of: fn(&Limit) -> u32| {
+            let all = [("client", &limits.client), ("user", &limits.user), ("listener", &limits.listener)];
+            let set = all.into_iter().filter(|(_, limit)| of(limit) > 0);
+            let words: Vec<String> = set.map(|(scope, limit)| format!("{} a {scope}", of(limit))).collect();
+            if words.is_empty() { "no limit".to_owned() } else { words.join(", ") }
+        };
+        let named: [(&str, fn(&Limit) -> u32); 6] = [
+            ("sessions", |limit| limit.sessions),
+            ("connections", |limit| limit.connections),
+            ("messages", |limit| limit.messages),
+            ("recipients", |limit| limit.recipients),
+            ("errors", |limit| limit.errors),
+            ("auth-failures", |limit| limit.auth_failures),
+        ];
+        for (name, of) in named {
+            let as_usual = [
+                (&limits.client, &usual.client),
+                (&limits.user, &usual.user),
+                (&limits.listener, &usual.listener),
+            ];
+            out.value(name, scopes(of), as_usual.iter().all(|(limit, usual)| of(limit) == of(usual)));
+        }
+        out.value("exempt", list(&limits.exempt), false);
+        out.value("list-score", limits.list_score, limits.list_score == usual.list_score);
+        for list in &self.lists {
+            out.item(&format!("the list {} counts {}", list.name, list.weight));
+        }
+        let greylist = &self.greylist;
+        match greylist.enabled {
+            true => out.item(&format!(
+                "unknown senders are greylisted for {}, within {}; known for {}",
+                time(greylist.delay),
+                time(greylist.window),
+                time(greylist.lifetime)
+            )),
+            false => out.item("nobody is greylisted (default)"),
+        }
+    }
+
     fn explain_values(&self, out: &mut Lines) {
         out.title("Files");
         out.value("spool", self.spool.display(), self.spool.as_os_str() == "/var/spool/postern");
@@ -160,7 +219,10 @@ impl Config {
         out.time("data-timeout", smtp.data_timeout, 180);
         out.time("session-time", smtp.session_time, 3600);
         out.value("errors", smtp.errors, smtp.errors == 20);
+        out.time("greet-pause", smtp.greet_pause, 0);
+        out.time("tarpit", smtp.tarpit, 1);
         out.value("hops", smtp.hops, smtp.hops == 100);
+        self.explain_abuse(out);
         out.title("[queue] Retries");
         out.time("lifetime", self.queue.lifetime, 5 * 86_400);
         out.time("bounce-lifetime", self.queue.bounce_lifetime, 86_400);

@@ -25,20 +25,28 @@
 use std::io::Read;
 use std::path::Path;
 
+mod abuse;
 mod error;
 mod explain;
 mod keys;
 mod parts;
 mod read;
+mod read_rules;
+mod rules;
 mod shape;
 mod types;
 mod value;
 
+pub use abuse::{Greylist, Limit, Limits, List};
 pub use error::{ConfigError, Place, Problem};
 pub use keys::{KEYS, Key};
 pub use parts::{
     AuthPart, KeysPart, LmtpPart, LocalPart, LookupPart, QueuePart, RemotePart, ResolverPart, SmtpdPart,
     VerifyPart,
+};
+pub use rules::{
+    AddressPattern, Condition, HeaderPattern, NamePattern, PolicyServer, Rule, RuleAction, RuleReply, Stage,
+    TableKey, Test,
 };
 pub use types::{
     BareNewline, Config, Delivery, EnhancedStatus, Listen, LmtpServer, Local, LogTarget, MailboxTemplate,

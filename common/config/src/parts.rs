@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use postern_address::Domain;
 use serde::{Deserialize, Serialize};
 
+use crate::abuse::{Greylist, Limits, List};
+use crate::rules::{PolicyServer, Rule};
 use crate::types::{
-    Config, Delivery, Listen, Local, QueueLimits, Relay, Reserve, Route, SmtpLimits, Virtual,
+    Config, Delivery, Listen, Local, QueueLimits, Relay, Reserve, Route, SmtpLimits, Table, Virtual,
 };
 
 /// For smtpd.
@@ -23,6 +25,14 @@ pub struct SmtpdPart {
     pub reserve: Reserve,
     /// A certificate is configured.
     pub tls: bool,
+    /// What clients may do.
+    pub clients: Limits,
+    /// There are lists to be asked about them.
+    pub lists: bool,
+    /// Mail is greylisted.
+    pub greylist: bool,
+    /// `[[rule]]`
+    pub rules: Vec<Rule>,
 }
 
 /// For queue-manager.
@@ -88,6 +98,8 @@ pub struct LookupPart {
     pub relay: Relay,
     /// `[[route]]`
     pub routes: Vec<Route>,
+    /// The tables that rules ask, each once.
+    pub tables: Vec<Table>,
 }
 
 /// For auth.
@@ -113,6 +125,14 @@ pub struct ResolverPart {
 pub struct VerifyPart {
     /// Our name.
     pub hostname: Domain,
+    /// What clients may do.
+    pub limits: Limits,
+    /// `[[list]]`
+    pub lists: Vec<List>,
+    /// `[greylist]`
+    pub greylist: Greylist,
+    /// The policy servers that rules ask, each once.
+    pub servers: Vec<PolicyServer>,
 }
 
 impl Config {
@@ -124,6 +144,10 @@ impl Config {
             limits: self.smtp.clone(),
             reserve: self.reserve,
             tls: self.tls.is_some(),
+            clients: self.limits.clone(),
+            lists: !self.lists.is_empty(),
+            greylist: self.greylist.enabled,
+            rules: self.rules.clone(),
         }
     }
 
@@ -168,6 +192,7 @@ impl Config {
             virtual_: self.virtual_.clone(),
             relay: self.relay.clone(),
             routes: self.routes.clone(),
+            tables: each_once(self.rules.iter().flat_map(Rule::tables)),
         }
     }
 
@@ -188,6 +213,22 @@ impl Config {
 
     /// verify's part.
     pub fn verify(&self) -> VerifyPart {
-        VerifyPart { hostname: self.hostname.clone() }
+        VerifyPart {
+            hostname: self.hostname.clone(),
+            limits: self.limits.clone(),
+            lists: self.lists.clone(),
+            greylist: self.greylist.clone(),
+            servers: each_once(self.rules.iter().flat_map(Rule::servers)),
+        }
     }
+}
+
+fn each_once<'a, T: Clone + PartialEq + 'a>(items: impl Iterator<Item = &'a T>) -> Vec<T> {
+    let mut once = Vec::new();
+    for item in items {
+        if !once.contains(item) {
+            once.push(item.clone());
+        }
+    }
+    once
 }

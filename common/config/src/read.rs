@@ -65,6 +65,7 @@ impl Reader<'_> {
         let tls = self.tls(root);
         let listen = self.listen(root, tls.is_some());
         let routes = self.routes(root, local.is_some(), virtual_.is_some());
+        let rules = self.rules(root, &listen);
         let dns = self.section(root, "[dns]");
         let dns_servers = self.list(&dns, "servers", value::dns_server);
         let auth = self.section(root, "[auth]");
@@ -72,6 +73,9 @@ impl Reader<'_> {
         let smtp = self.smtp(root);
         let (queue, reserve) = self.queue(root);
         let delivery = self.delivery(root);
+        let limits = self.limits(root, &relay.networks);
+        let lists = self.lists(root);
+        let greylist = self.greylist(root);
         Some(Config {
             hostname: hostname?.1,
             spool: spool.map_or_else(|| PathBuf::from("/var/spool/postern"), |s| s.1),
@@ -82,6 +86,7 @@ impl Reader<'_> {
             virtual_: virtual_.flatten(),
             relay,
             routes,
+            rules,
             tls: tls.flatten(),
             dns_servers: without_places(dns_servers),
             auth_users: auth_users.map(|u| u.1),
@@ -89,6 +94,9 @@ impl Reader<'_> {
             queue,
             reserve,
             delivery,
+            limits,
+            lists,
+            greylist,
         })
     }
 
@@ -259,6 +267,8 @@ impl Reader<'_> {
             data_timeout: self.time(&section, "data-timeout", SECOND).unwrap_or(3 * MINUTE),
             session_time: self.time(&section, "session-time", SECOND).unwrap_or(HOUR),
             errors: self.number(&section, "errors", 1..=10_000).unwrap_or(20) as u32,
+            greet_pause: self.time(&section, "greet-pause", Duration::ZERO).unwrap_or_default(),
+            tarpit: self.time(&section, "tarpit", Duration::ZERO).unwrap_or(SECOND),
             hops: self.number(&section, "hops", 1..=10_000).unwrap_or(100) as u32,
         }
     }

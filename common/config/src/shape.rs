@@ -320,6 +320,7 @@ fn example(section: &str, key: &str) -> String {
     let examples: BTreeMap<(&str, &str), &str> = BTreeMap::from([
         (("", "hostname"), "hostname = \"mx.example.org\""),
         (("[[listen]]", "address"), "address = \"[::]:25\""),
+        (("[[list]]", "name"), "name = \"zen.example\""),
         (("[[listen]]", "service"), "service = \"smtp\"        # or submission, submissions, lmtp"),
         (("[local]", "domains"), "domains = [\"example.org\"]"),
         (("[virtual]", "domains"), "domains = [\"example.org\"]"),

@@ -8,6 +8,9 @@ use ipnet::IpNet;
 use postern_address::{Domain, Mailbox};
 use serde::{Deserialize, Serialize};
 
+use crate::abuse::{Greylist, Limits, List};
+use crate::rules::Rule;
+
 /// A whole, valid configuration. Every value is in place: defaults are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
@@ -29,6 +32,8 @@ pub struct Config {
     pub relay: Relay,
     /// `[[route]]`: the first that matches wins.
     pub routes: Vec<Route>,
+    /// `[[rule]]`, in the file's order: of each stage, the first that decides wins.
+    pub rules: Vec<Rule>,
     /// `[tls]`.
     pub tls: Option<Tls>,
     /// `[dns] servers`, default those of `/etc/resolv.conf`.
@@ -43,6 +48,12 @@ pub struct Config {
     pub reserve: Reserve,
     /// `[delivery]`.
     pub delivery: Delivery,
+    /// `[limits]`.
+    pub limits: Limits,
+    /// `[[list]]`, in the file's order.
+    pub lists: Vec<List>,
+    /// `[greylist]`.
+    pub greylist: Greylist,
 }
 
 /// Where log lines go.
@@ -252,6 +263,11 @@ pub struct SmtpLimits {
     pub session_time: Duration,
     /// `errors` until the session is closed with 421, default 20.
     pub errors: u32,
+    /// `greet-pause` before the greeting, default none: who talks in it is sent away.
+    pub greet_pause: Duration,
+    /// `tarpit`: by so much each reply waits longer than the one before, once half of `errors` are made;
+    /// default 1 s.
+    pub tarpit: Duration,
     /// `hops`: Received lines until a message counts as looping, default 100.
     pub hops: u32,
 }
@@ -291,6 +307,26 @@ pub struct Delivery {
     pub reply_timeout: Duration,
     /// `idle-timeout` of a connection kept for reuse, default 5 s.
     pub idle_timeout: Duration,
+}
+
+impl Service {
+    /// The word in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Smtp => "smtp",
+            Self::Submission => "submission",
+            Self::Submissions => "submissions",
+            Self::Lmtp => "lmtp",
+        }
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(path) => write!(f, "text:{}", path.display()),
+        }
+    }
 }
 
 impl MailboxTemplate {

@@ -27,7 +27,7 @@ pub(crate) fn mistake<T>(message: impl Into<String>, help: impl Into<String>) ->
     Err(Mistake { message: message.into(), help: Some(help.into()) })
 }
 
-fn did_you_mean(read: &str, known: &[&str]) -> String {
+pub(crate) fn did_you_mean(read: &str, known: &[&str]) -> String {
     match nearest(read, known.iter().copied()) {
         Some(word) => format!("did you mean `{word}`?"),
         None => format!("one of {}", known.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ")),
@@ -200,7 +200,7 @@ fn error_via(text: &str) -> Result<Via, Mistake> {
     Ok(Via::Error(status, words.to_owned()))
 }
 
-fn enhanced_status(text: &str) -> Option<EnhancedStatus> {
+pub(crate) fn enhanced_status(text: &str) -> Option<EnhancedStatus> {
     let mut parts = text.split('.').map(|part| {
         let digits = !part.is_empty() && part.len() <= 3 && part.bytes().all(|b| b.is_ascii_digit());
         digits.then(|| part.parse::<u16>().ok()).flatten()

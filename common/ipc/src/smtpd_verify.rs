@@ -39,12 +39,15 @@ pub enum Ask {
         /// Of what it needs more.
         of: Measure,
     },
-    /// A counted session has a user from now on, whose limits are for it too: [`Say::Lease`].
+    /// A counted session has a user from now on, whose limits are for it too: [`Say::Lease`] instead of
+    /// what it had.
     User {
         /// The session.
         session: RequestId,
         /// Its name.
         user: String,
+        /// What it had left of its lease.
+        left: Lease,
     },
     /// A password was wrong: counted for the session's client, and for the user it was tried for. Not
     /// answered: the next [`Ask::Begin`] and [`Ask::User`] are.

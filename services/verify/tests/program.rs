@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Token, Waker};
 use postern_address::Domain;
-use postern_config::VerifyPart;
+use postern_config::{Greylist, Limits, VerifyPart};
 use postern_daemon::{Host, Program};
 use postern_event::{Log, LogKind};
 use postern_ipc::resolve::{self, Query, RecordData, Records};
@@ -36,7 +36,13 @@ impl Rig {
         let (worker, its_end) = blocking::pair().unwrap();
         let (resolver, end) = blocking::pair().unwrap();
         let handles = vec![(Handle::Link(WORKER), its_end), (Handle::Link(Peer::only(Role::Resolver)), end)];
-        let config = VerifyPart { hostname: Domain::parse("mx.test").unwrap() };
+        let config = VerifyPart {
+            hostname: Domain::parse("mx.test").unwrap(),
+            limits: Limits::default(),
+            lists: Vec::new(),
+            greylist: Greylist::default(),
+            servers: Vec::new(),
+        };
         let program = Verify::start(&mut host, config, handles).unwrap();
         Self { poll, host, program, worker: Link::new(worker), resolver: Link::new(resolver) }
     }

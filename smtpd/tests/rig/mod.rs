@@ -11,7 +11,7 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use postern_config::{BareNewline, Listen, Reserve, Service, SmtpLimits, SmtpdPart};
+use postern_config::{BareNewline, Limit, Limits, Listen, Reserve, Service, SmtpLimits, SmtpdPart};
 use postern_ipc::smtpd_lookup::{Answer, Ask, Question, Say, Verdict};
 use postern_ipc::supervise::{FromChild, Handle, LogKind, ToChild};
 use postern_ipc::{Link, Peer, Role, blocking, encode_config, smtpd_keys, smtpd_verify};
@@ -46,6 +46,8 @@ pub(crate) fn limits() -> SmtpLimits {
         data_timeout: Duration::from_secs(180),
         session_time: Duration::from_secs(3600),
         errors: 20,
+        greet_pause: Duration::ZERO,
+        tarpit: Duration::ZERO,
         hops: 10,
     }
 }
@@ -119,7 +121,9 @@ fn part(address: SocketAddr, service: Service, limits: SmtpLimits, tls: bool) ->
     // What the disk under a test has free is not its matter.
     let reserve = Reserve { octets: 0, inodes: 0 };
     let listen = vec![Listen { address, service, bare_newline: BareNewline::Reject }];
-    let config = SmtpdPart { hostname, listen, limits, reserve, tls };
+    let clients = Limits { client: Limit::OFF, ..Limits::default() };
+    let (lists, greylist, rules) = (false, false, Vec::new());
+    let config = SmtpdPart { hostname, listen, limits, reserve, tls, clients, lists, greylist, rules };
     postern_sys::sealed_file("config", &encode_config(&config).unwrap()).unwrap()
 }
 
