@@ -6,7 +6,9 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use postern_config::Config;
-use postern_smtp::server::{Action, Answer, Finished, Output, Phase, Protocol, Session, Settings};
+use postern_smtp::server::{
+    Action, Answer, Asks, Extensions, Finished, Output, Phase, Protocol, Session, Settings,
+};
 use postern_smtp::{EnhancedCode, Reply};
 use postern_spool::{NewMessage, Timestamp, WriteError};
 
@@ -27,10 +29,13 @@ pub(crate) fn speak(
         hostname: config.hostname.clone(),
         protocol: Protocol::Smtp,
         secure: false,
+        extensions: Extensions::all(),
+        asks: Asks::default(),
         message_size: config.smtp.message_size,
         recipients: config.smtp.recipients,
         line_length: config.smtp.line_length,
         errors: config.smtp.errors,
+        normalise: false,
     };
     let mut out = Output::default();
     let mut session = Session::new(Arc::new(settings), &mut out);

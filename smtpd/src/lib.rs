@@ -36,6 +36,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod ask;
 mod connection;
 mod deadlines;
 mod message;

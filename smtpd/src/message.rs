@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use postern_address::ReversePath;
 use postern_message::Received;
+use postern_smtp::parameters::Body;
 use postern_smtp::server::Finished;
 use postern_spool::{BodyType, Envelope, Origin, QueueId, Timestamp};
 
@@ -87,7 +88,11 @@ pub(crate) fn prepare(
         reverse_path: std::mem::replace(&mut finished.reverse_path, ReversePath::Null),
         recipients,
         arrival,
-        body: if finished.eight_bit { BodyType::EightBit } else { BodyType::SevenBit },
+        body: match finished.parameters.body {
+            Body::SevenBit => BodyType::SevenBit,
+            Body::EightBit => BodyType::EightBit,
+            Body::Binary => BodyType::Binary,
+        },
         origin: Origin::Smtp {
             address: source.address,
             name: source.name.map(str::to_owned),

@@ -11,7 +11,7 @@ use postern_daemon::{Handles, Host, Port, Program, StartError};
 use postern_event::{Client, Event, Level, SessionId};
 use postern_ipc::supervise::Handle;
 use postern_ipc::{Peer, Role, smtpd_auth, smtpd_verify};
-use postern_smtp::server::{Output, Phase, Protocol, Session, Settings};
+use postern_smtp::server::{Asks, Extensions, Output, Phase, Protocol, Session, Settings};
 use postern_spool::{Completion, IdAllocator, Slot, Writer, WriterDirs};
 use slab::Slab;
 
@@ -282,7 +282,10 @@ impl Smtpd {
         connection.output = out.wire;
         connection.dirty = true;
         self.worker.dirty.push(key);
-        entry.insert(connection);
+        let connection = entry.insert(connection);
+        for action in out.actions {
+            self.worker.perform(host, connection, action);
+        }
         self.deadlines.enter(host.now(), host.now() + self.worker.timeouts.command, key);
         // Whether it is known in time or at all changes one word of the trace.
         let ask = smtpd_verify::Ask::Begin { client: address, listener: 0, counted: false, listed: false };
@@ -436,6 +439,8 @@ fn settings(config: &SmtpdPart, listen: &Listen) -> Arc<Settings> {
         hostname: config.hostname.clone(),
         protocol: if listen.service == Service::Lmtp { Protocol::Lmtp } else { Protocol::Smtp },
         secure: listen.service == Service::Submissions,
+        extensions: Extensions::all(),
+        asks: Asks::default(),
         message_size: limits.message_size,
         recipients: limits.recipients,
         line_length: limits.line_length,

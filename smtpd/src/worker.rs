@@ -27,7 +27,7 @@ const TURN: usize = 512 * 1024;
 const UNWRITTEN_MAX: usize = 256 * 1024;
 
 /// Questions to lookup without an answer: past this it is not busy but stuck.
-const UNANSWERED_MAX: usize = 20_000;
+pub(crate) const UNANSWERED_MAX: usize = 20_000;
 
 /// How long lookup may take.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(30);
@@ -358,13 +358,7 @@ impl Worker {
             return;
         }
         let mut input = std::mem::take(&mut connection.input);
-        let mut used = 0;
-        let full = self.room.is_full(host);
-        self.tell(host, connection, |session, out| {
-            session.set_full(full);
-            used = session.receive(&input, out);
-        });
-        self.stream_content(host, connection);
+        let used = self.offer(host, connection, &input);
         if used < input.len() {
             input.drain(..used);
             connection.input = input;
@@ -377,16 +371,29 @@ impl Worker {
             connection.input.extend_from_slice(piece);
             return self.understand(host, connection);
         }
-        let mut used = 0;
-        let full = self.room.is_full(host);
-        self.tell(host, connection, |session, out| {
-            session.set_full(full);
-            used = session.receive(piece, out);
-        });
-        self.stream_content(host, connection);
+        let used = self.offer(host, connection, piece);
         if connection.state == State::Open {
             connection.input.extend_from_slice(&piece[used..]);
         }
+    }
+
+    /// Offers the session input as long as it takes some: what it asks may be answered at once. Returns how
+    /// much it took.
+    fn offer(&mut self, host: &mut Host, connection: &mut Connection, input: &[u8]) -> usize {
+        let full = self.room.is_full(host);
+        let mut used = 0;
+        while used < input.len() && connection.state == State::Open && !connection.paused {
+            let before = used;
+            self.tell(host, connection, |session, out| {
+                session.set_full(full);
+                used += session.receive(&input[before..], out);
+            });
+            self.stream_content(host, connection);
+            if used == before {
+                break;
+            }
+        }
+        used
     }
 
     /// The client will say no more: what it is owed is written, and that is all.
@@ -438,21 +445,10 @@ impl Worker {
         connection.paused = false;
     }
 
-    fn perform(&mut self, host: &mut Host, connection: &mut Connection, action: Action) {
+    /// Does what the session wants.
+    pub(crate) fn perform(&mut self, host: &mut Host, connection: &mut Connection, action: Action) {
         match action {
-            Action::Ask { ticket, recipient } => {
-                let id = connection.key.request(ticket);
-                let client = connection.address;
-                let ask = smtpd_lookup::Incoming { client, authenticated: false, recipient };
-                let question = smtpd_lookup::Question { id, ask: smtpd_lookup::Ask::Recipient(ask) };
-                connection.asked = host.now();
-                if self.unanswered < UNANSWERED_MAX && self.lookup.send(host, &question) {
-                    self.unanswered += 1;
-                } else {
-                    let answer = Answer::Refused(refusal::lookup_failure());
-                    self.tell(host, connection, |session, out| session.answer(ticket, answer, out));
-                }
-            }
+            Action::Ask { ticket, question } => self.ask(host, connection, ticket, question),
             Action::Finished(finished) => self.commit(host, connection, *finished),
             Action::Dropped => self.drop_content(connection),
             Action::Rejected(rejected) => self.log_rejected(host, connection, &rejected),

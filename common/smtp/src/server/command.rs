@@ -3,6 +3,9 @@
 
 use postern_address::{ForwardPath, ReversePath};
 
+use super::arguments;
+use super::extensions::Extensions;
+use crate::parameters::{MailParameters, RcptParameters};
 use crate::reply::{EnhancedCode, Reply};
 
 /// A command.
@@ -15,21 +18,37 @@ pub enum Command<'a> {
     /// LHLO with the client's name (RFC 2033).
     Lhlo(&'a str),
     /// MAIL
-    Mail(Mail),
+    Mail(Box<Mail>),
     /// RCPT
-    Rcpt(ForwardPath),
+    Rcpt(Box<Rcpt>),
     /// DATA
     Data,
     /// RSET
     Rset,
     /// NOOP, with anything behind it.
     Noop,
-    /// VRFY of anything.
-    Vrfy,
+    /// VRFY and its argument, as it stands there.
+    Vrfy(&'a str),
+    /// EXPN and its argument.
+    Expn(&'a str),
+    /// ETRN and its argument (RFC 1985).
+    Etrn(&'a str),
+    /// XCLIENT and its attributes.
+    Xclient(&'a str),
+    /// XFORWARD and its attributes.
+    Xforward(&'a str),
     /// HELP, with anything behind it.
     Help,
     /// QUIT
     Quit,
+}
+
+impl Command<'_> {
+    /// Whether a client has to wait for the reply before it goes on (RFC 2920 §3.1).
+    pub fn ends_group(&self) -> bool {
+        use Command::*;
+        matches!(self, Helo(_) | Ehlo(_) | Lhlo(_) | Data | Vrfy(_) | Expn(_) | Etrn(_) | Noop | Quit)
+    }
 }
 
 /// MAIL and its parameters.
@@ -37,10 +56,17 @@ pub enum Command<'a> {
 pub struct Mail {
     /// Where bounces go.
     pub reverse_path: ReversePath,
-    /// SIZE= (RFC 1870): what the client believes the content will be.
-    pub size: Option<u64>,
-    /// BODY=8BITMIME (RFC 6152).
-    pub eight_bit: bool,
+    /// What else is asked for.
+    pub parameters: MailParameters,
+}
+
+/// RCPT and its parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rcpt {
+    /// To whom.
+    pub forward_path: ForwardPath,
+    /// What else is asked for.
+    pub parameters: RcptParameters,
 }
 
 /// A line that is no command we take: which command it tried to be, and the reply.
@@ -54,17 +80,16 @@ pub struct Refused {
 
 const SYNTAX: EnhancedCode = EnhancedCode::new(5, 5, 2);
 const NOT_IMPLEMENTED: EnhancedCode = EnhancedCode::new(5, 5, 1);
-const ARGUMENT: EnhancedCode = EnhancedCode::new(5, 5, 4);
+pub(super) const ARGUMENT: EnhancedCode = EnhancedCode::new(5, 5, 4);
 const SENDER_SYNTAX: EnhancedCode = EnhancedCode::new(5, 1, 7);
 const RECIPIENT_SYNTAX: EnhancedCode = EnhancedCode::new(5, 1, 3);
 const NOT_ASCII: EnhancedCode = EnhancedCode::new(5, 6, 7);
 
 /// Known and not offered: 502 instead of 500 (RFC 5321 §4.2.4).
-const NOT_OFFERED: [&str; 10] =
-    ["EXPN", "TURN", "SEND", "SOML", "SAML", "ETRN", "STARTTLS", "AUTH", "BDAT", "ATRN"];
+const NOT_OFFERED: [&str; 8] = ["TURN", "SEND", "SOML", "SAML", "STARTTLS", "AUTH", "BDAT", "ATRN"];
 
-/// Parses a line without its CRLF.
-pub fn parse(line: &[u8]) -> Result<Command<'_>, Refused> {
+/// Parses a line without its CRLF; of parameters it knows those that belong to what is `offered`.
+pub fn parse(line: &[u8], offered: Extensions) -> Result<Command<'_>, Refused> {
     let unknown = || refused("UNKNOWN", 500, SYNTAX, "Error: command not recognized");
     let line = std::str::from_utf8(line).map_err(|_| unknown())?;
     if line.bytes().any(|b| b.is_ascii_control() && b != b'\t') {
@@ -74,9 +99,9 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Refused> {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
     let is = |name: &str| verb.eq_ignore_ascii_case(name);
     if is("MAIL") {
-        mail(rest).map(Command::Mail)
+        mail(rest, offered).map(|mail| Command::Mail(Box::new(mail)))
     } else if is("RCPT") {
-        rcpt(rest).map(Command::Rcpt)
+        rcpt(rest, offered).map(|rcpt| Command::Rcpt(Box::new(rcpt)))
     } else if is("DATA") {
         bare("DATA", rest, Command::Data)
     } else if is("EHLO") {
@@ -93,10 +118,16 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Refused> {
         Ok(Command::Noop)
     } else if is("HELP") {
         Ok(Command::Help)
-    } else if is("VRFY") && rest.trim().is_empty() {
-        Err(refused("VRFY", 501, ARGUMENT, "Syntax: VRFY address"))
     } else if is("VRFY") {
-        Ok(Command::Vrfy)
+        argument("VRFY", rest, Command::Vrfy)
+    } else if is("EXPN") {
+        argument("EXPN", rest, Command::Expn)
+    } else if is("ETRN") {
+        argument("ETRN", rest, Command::Etrn)
+    } else if is("XCLIENT") {
+        argument("XCLIENT", rest, Command::Xclient)
+    } else if is("XFORWARD") {
+        argument("XFORWARD", rest, Command::Xforward)
     } else if let Some(name) = NOT_OFFERED.into_iter().find(|name| is(name)) {
         Err(refused(name, 502, NOT_IMPLEMENTED, "Error: command not implemented"))
     } else {
@@ -104,7 +135,7 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, Refused> {
     }
 }
 
-fn refused(verb: &'static str, code: u16, enhanced: EnhancedCode, text: &str) -> Refused {
+pub(super) fn refused(verb: &'static str, code: u16, enhanced: EnhancedCode, text: &str) -> Refused {
     Refused { verb, reply: Reply::new(code, enhanced, text) }
 }
 
@@ -127,7 +158,19 @@ fn client_name<'a>(verb: &'static str, rest: &'a str) -> Result<&'a str, Refused
     Ok(name)
 }
 
-fn mail(rest: &str) -> Result<Mail, Refused> {
+/// One argument or several: which, is for those to say who are asked about it.
+fn argument<'a>(
+    verb: &'static str,
+    rest: &'a str,
+    command: impl FnOnce(&'a str) -> Command<'a>,
+) -> Result<Command<'a>, Refused> {
+    match rest.trim() {
+        "" => Err(refused(verb, 501, ARGUMENT, &format!("Syntax: {verb} argument"))),
+        argument => Ok(command(argument)),
+    }
+}
+
+fn mail(rest: &str, offered: Extensions) -> Result<Mail, Refused> {
     let syntax = || refused("MAIL", 501, ARGUMENT, "Syntax: MAIL FROM:<address>");
     let (path, parameters) = path(rest, "FROM:").ok_or_else(syntax)?;
     let reverse_path = ReversePath::parse(path)
@@ -135,25 +178,10 @@ fn mail(rest: &str) -> Result<Mail, Refused> {
     if !reverse_path.as_str().is_ascii() {
         return Err(refused("MAIL", 553, NOT_ASCII, "SMTPUTF8 is not offered"));
     }
-    let mut mail = Mail { reverse_path, size: None, eight_bit: false };
-    let mut body = None;
-    for parameter in parameters.split([' ', '\t']).filter(|p| !p.is_empty()) {
-        let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        if key.eq_ignore_ascii_case("SIZE") && mail.size.is_none() {
-            mail.size = Some(octets(value).ok_or_else(|| argument("MAIL", "SIZE"))?);
-        } else if key.eq_ignore_ascii_case("BODY") && body.is_none() {
-            body = Some(is_eight_bit(value).ok_or_else(|| argument("MAIL", "BODY"))?);
-        } else if key.eq_ignore_ascii_case("SIZE") || key.eq_ignore_ascii_case("BODY") {
-            return Err(argument("MAIL", key));
-        } else {
-            return Err(refused("MAIL", 555, ARGUMENT, "Unsupported MAIL parameter"));
-        }
-    }
-    mail.eight_bit = body.unwrap_or(false);
-    Ok(mail)
+    Ok(Mail { reverse_path, parameters: arguments::mail(parameters, offered)? })
 }
 
-fn rcpt(rest: &str) -> Result<ForwardPath, Refused> {
+fn rcpt(rest: &str, offered: Extensions) -> Result<Rcpt, Refused> {
     let syntax = || refused("RCPT", 501, ARGUMENT, "Syntax: RCPT TO:<address>");
     let (path, parameters) = path(rest, "TO:").ok_or_else(syntax)?;
     let forward_path = ForwardPath::parse(path).map_err(|error| {
@@ -162,15 +190,7 @@ fn rcpt(rest: &str) -> Result<ForwardPath, Refused> {
     if !path.is_ascii() && matches!(&forward_path, ForwardPath::Mailbox(m) if !m.is_ascii()) {
         return Err(refused("RCPT", 553, NOT_ASCII, "SMTPUTF8 is not offered"));
     }
-    if !parameters.trim().is_empty() {
-        return Err(refused("RCPT", 555, ARGUMENT, "Unsupported RCPT parameter"));
-    }
-    Ok(forward_path)
-}
-
-fn argument(verb: &'static str, key: &str) -> Refused {
-    let key = key.to_ascii_uppercase();
-    refused(verb, 501, ARGUMENT, &format!("Bad or repeated {key} parameter"))
+    Ok(Rcpt { forward_path, parameters: arguments::rcpt(parameters, offered)? })
 }
 
 /// `FROM:<path> parameters`: the path with its brackets, and what follows. Blanks before the path are no
@@ -201,26 +221,16 @@ fn path_end(text: &str) -> Option<usize> {
     None
 }
 
-/// 1 to 20 digits (RFC 1870 §3).
-fn octets(value: &str) -> Option<u64> {
-    let digits = !value.is_empty() && value.len() <= 20 && value.bytes().all(|b| b.is_ascii_digit());
-    // More than fits is more than we take.
-    digits.then(|| value.parse().unwrap_or(u64::MAX))
-}
-
-fn is_eight_bit(value: &str) -> Option<bool> {
-    match () {
-        () if value.eq_ignore_ascii_case("8BITMIME") => Some(true),
-        () if value.eq_ignore_ascii_case("7BIT") => Some(false),
-        () => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::parameters::Body;
+
+    fn parse(line: &[u8]) -> Result<Command<'_>, Refused> {
+        super::parse(line, Extensions::all())
+    }
 
     fn code(line: &str) -> u16 {
         parse(line.as_bytes()).map_or_else(|refused| refused.reply.code, |_| 250)
@@ -234,8 +244,9 @@ mod tests {
             panic!()
         };
         assert_eq!(mail.reverse_path.as_str(), "\"a>b\"@x.org");
-        assert_eq!((mail.size, mail.eight_bit), (Some(100), true));
-        assert_eq!(parse(b"RCPT TO:<postmaster>"), Ok(Command::Rcpt(ForwardPath::Postmaster)));
+        assert_eq!((mail.parameters.size, mail.parameters.body), (Some(100), Body::EightBit));
+        let Ok(Command::Rcpt(rcpt)) = parse(b"RCPT TO:<postmaster>") else { panic!() };
+        assert_eq!(rcpt.forward_path, ForwardPath::Postmaster);
         assert_eq!(code("MAIL FROM:<>"), 250);
         assert_eq!(code("MAIL FROM:<> SIZE=99999999999999999999"), 250);
         assert_eq!(code("RCPT TO:<@a.b,@c.d:u@v.test>"), 250);

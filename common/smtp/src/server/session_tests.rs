@@ -2,14 +2,17 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
+use super::replies::error;
 use super::*;
+use crate::parameters::Body;
+use crate::reply::EnhancedCode;
 
 /// A client, a lookup and a spool in one: refuses recipients whose local part begins with `x`, and
 /// defers those with `y`.
 struct Bench {
     session: Session,
     wire: String,
-    asked: VecDeque<(u16, Mailbox)>,
+    asked: VecDeque<(u16, Question)>,
     finished: Vec<Finished>,
     rejected: Vec<(&'static str, u16)>,
     closed: Option<&'static str>,
@@ -22,6 +25,8 @@ impl Bench {
             hostname: Domain::parse("mx.test").unwrap(),
             protocol,
             secure: false,
+            extensions: Extensions::all(),
+            asks: Asks::default(),
             message_size: 1000,
             recipients: 4,
             line_length: 100,
@@ -57,7 +62,7 @@ impl Bench {
         for action in out.actions {
             assert!(self.closed.is_none(), "{action:?} after Close");
             match action {
-                Action::Ask { ticket, recipient } => self.asked.push_back((ticket, recipient)),
+                Action::Ask { ticket, question } => self.asked.push_back((ticket, question)),
                 Action::Finished(finished) => self.finished.push(*finished),
                 Action::Dropped => {}
                 Action::Rejected(rejected) => self.rejected.push((rejected.stage, rejected.reply.code)),
@@ -90,12 +95,8 @@ impl Bench {
             if open == 0 {
                 return false;
             }
-            let (ticket, recipient) = self.asked.remove(n % open).unwrap();
-            let answer = match recipient.as_str().as_bytes()[0] {
-                b'x' => Answer::Refused(error(550, (5, 1, 1), "no such user")),
-                b'y' => Answer::Refused(error(451, (4, 3, 0), "later")),
-                _ => Answer::Accepted,
-            };
+            let (ticket, question) = self.asked.remove(n % open).unwrap();
+            let answer = oracle(&question);
             self.session.answer(ticket, answer, &mut out);
         }
         self.take(out);
@@ -112,6 +113,28 @@ impl Bench {
 
     fn codes(&mut self, input: &str) -> Vec<u16> {
         codes(&self.say(input))
+    }
+}
+
+/// What is answered depends on the question alone: names that begin with `x` are refused, with `y`
+/// deferred, with `z` shown the door.
+fn oracle(question: &Question) -> Answer {
+    let name = match question {
+        Question::Client => "c",
+        Question::Data => "d",
+        Question::Helo(name) => name,
+        Question::Mail { path, .. } => path.as_str(),
+        Question::Rcpt { recipient, .. } => recipient.as_str(),
+        Question::Vrfy(text) | Question::Expn(text) | Question::Etrn(text) => {
+            return Answer::Say(Reply::new(250, EnhancedCode::new(2, 1, 5), text.clone()));
+        }
+        Question::Xclient(text) | Question::Xforward(text) => text,
+    };
+    match name.as_bytes().first() {
+        Some(b'x') => Answer::Refused(error(550, (5, 1, 1), "no such user")),
+        Some(b'y') => Answer::Refused(error(451, (4, 3, 0), "later")),
+        Some(b'z') => Answer::Closed(error(421, (4, 7, 0), "go away")),
+        _ => Answer::Accepted,
     }
 }
 
@@ -160,7 +183,7 @@ fn a_message() {
     assert_eq!(bench.say("Subject: x\r\n\r\n..\r\n.\r\n"), "250 2.0.0 Ok: queued\r\n");
     let message = bench.finished.pop().unwrap();
     assert_eq!(message.content, b"Subject: x\r\n\r\n.\r\n");
-    assert_eq!((message.size, message.eight_bit), (17, true));
+    assert_eq!((message.size, message.parameters.body), (17, Body::EightBit));
     assert_eq!(message.recipients, [Mailbox::parse("u@v.test").unwrap()]);
     assert_eq!(bench.session.protocol_name(), "ESMTP");
     assert_eq!(bench.codes("QUIT\r\nNOOP\r\n"), [221]);

@@ -7,20 +7,28 @@ use postern_address::{Mailbox, ReversePath};
 
 use super::command::Mail;
 use super::data::{Decoder, Fault, Progress};
+use crate::parameters::{MailParameters, RcptParameters};
+
+/// The client has said who it is: without this value there is no transaction.
+#[derive(Debug)]
+pub(super) struct Greeted {
+    name: Box<str>,
+    extended: bool,
+}
 
 /// MAIL was accepted; recipients may follow.
 #[derive(Debug)]
 pub(super) struct Transaction {
-    reverse_path: ReversePath,
-    eight_bit: bool,
+    mail: Mail,
     recipients: Vec<Mailbox>,
+    recipient_parameters: Vec<(u32, RcptParameters)>,
     accepted: u32,
 }
 
 /// Content is coming in.
 #[derive(Debug)]
 pub(super) struct Receiving {
-    transaction: Transaction,
+    transaction: Box<Transaction>,
     decoder: Decoder,
     content: Vec<u8>,
 }
@@ -30,10 +38,12 @@ pub(super) struct Receiving {
 pub struct Finished {
     /// Where bounces go.
     pub reverse_path: ReversePath,
+    /// What else MAIL said.
+    pub parameters: MailParameters,
     /// At least one, each once.
     pub recipients: Vec<Mailbox>,
-    /// BODY=8BITMIME was said.
-    pub eight_bit: bool,
+    /// What else RCPT said, by the recipient's place, of those of whom something was said.
+    pub recipient_parameters: Vec<(u32, RcptParameters)>,
     /// The content, less what was taken while it came in.
     pub content: Vec<u8>,
     /// Octets of the whole content.
@@ -42,14 +52,28 @@ pub struct Finished {
     pub(super) accepted: u32,
 }
 
-impl Transaction {
-    pub(super) fn new(mail: Mail) -> Self {
-        let Mail { reverse_path, eight_bit, size: _ } = mail;
-        Self { reverse_path, eight_bit, recipients: Vec::new(), accepted: 0 }
+impl Greeted {
+    /// `extended`: by EHLO or LHLO.
+    pub(super) fn new(name: Box<str>, extended: bool) -> Self {
+        Self { name, extended }
     }
 
-    pub(super) fn reverse_path(&self) -> &ReversePath {
-        &self.reverse_path
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn is_extended(&self) -> bool {
+        self.extended
+    }
+}
+
+impl Transaction {
+    pub(super) fn new(_: &Greeted, mail: Mail) -> Self {
+        Self { mail, recipients: Vec::new(), recipient_parameters: Vec::new(), accepted: 0 }
+    }
+
+    pub(super) fn mail(&self) -> (&ReversePath, &MailParameters) {
+        (&self.mail.reverse_path, &self.mail.parameters)
     }
 
     /// RCPT commands accepted so far.
@@ -57,16 +81,21 @@ impl Transaction {
         self.accepted
     }
 
-    /// Takes a recipient; the same one again is accepted and not delivered twice.
-    pub(super) fn accept(&mut self, recipient: Mailbox) {
+    /// Takes a recipient. The same one again is accepted and not delivered twice: what was asked for at
+    /// the first time stands.
+    pub(super) fn accept(&mut self, (recipient, parameters): (Mailbox, RcptParameters)) {
         self.accepted += 1;
-        if !self.recipients.contains(&recipient) {
-            self.recipients.push(recipient);
+        if self.recipients.contains(&recipient) {
+            return;
         }
+        if !parameters.is_empty() {
+            self.recipient_parameters.push((self.recipients.len() as u32, parameters));
+        }
+        self.recipients.push(recipient);
     }
 
     /// DATA: content, or the transaction unchanged when it has no recipient.
-    pub(super) fn begin_content(self, decoder: Decoder) -> Result<Box<Receiving>, Self> {
+    pub(super) fn begin_content(self: Box<Self>, decoder: Decoder) -> Result<Box<Receiving>, Box<Self>> {
         if self.recipients.is_empty() {
             return Err(self);
         }
@@ -75,8 +104,8 @@ impl Transaction {
 }
 
 impl Receiving {
-    pub(super) fn reverse_path(&self) -> &ReversePath {
-        &self.transaction.reverse_path
+    pub(super) fn mail(&self) -> (&ReversePath, &MailParameters) {
+        self.transaction.mail()
     }
 
     pub(super) fn decode(&mut self, input: &[u8]) -> Progress {
@@ -99,13 +128,19 @@ impl Receiving {
 
     /// The end of content: a message, or why it is none and whose it was.
     pub(super) fn finish(self) -> Result<Finished, (Fault, ReversePath)> {
-        let Transaction { reverse_path, eight_bit, recipients, accepted } = self.transaction;
+        let Transaction { mail, recipients, recipient_parameters, accepted } = *self.transaction;
+        let Mail { reverse_path, parameters } = mail;
         match self.decoder.fault() {
             Some(fault) => Err((fault, reverse_path)),
-            None => {
-                let size = self.decoder.size();
-                Ok(Finished { reverse_path, recipients, eight_bit, content: self.content, size, accepted })
-            }
+            None => Ok(Finished {
+                reverse_path,
+                parameters,
+                recipients,
+                recipient_parameters,
+                size: self.decoder.size(),
+                content: self.content,
+                accepted,
+            }),
         }
     }
 }

@@ -1,0 +1,95 @@
+//! How the session says things.
+
+use postern_address::{Mailbox, ReversePath};
+
+use super::{Action, Output, Rejected, Session, Stage};
+use crate::reply::{EnhancedCode, Reply};
+use crate::server::extensions::Extension;
+
+impl Session {
+    /// A plain yes.
+    pub(super) fn say(
+        &self,
+        code: u16,
+        (class, subject, detail): (u8, u16, u16),
+        text: &str,
+        out: &mut Output,
+    ) {
+        if self.settings.extensions.has(Extension::EnhancedStatusCodes) {
+            push(out, &format!("{code} {class}.{subject}.{detail} {text}\r\n"));
+        } else {
+            push(out, &format!("{code} {text}\r\n"));
+        }
+    }
+
+    /// Any reply, its enhanced code where those are offered (RFC 2034 §4).
+    pub(super) fn write(&self, reply: &Reply, out: &mut Output) {
+        if reply.enhanced.is_some() && !self.settings.extensions.has(Extension::EnhancedStatusCodes) {
+            return Reply { enhanced: None, ..reply.clone() }.write_to(&mut out.wire);
+        }
+        reply.write_to(&mut out.wire);
+    }
+
+    /// RFC 5321 §4.1.4: out of order, and the state stays as it was.
+    pub(super) fn misplaced(&mut self, verb: &'static str, text: &str, out: &mut Output) {
+        self.refuse(verb, error(503, (5, 5, 1), text), None, None, out);
+    }
+
+    /// Says no, and counts it when it is for good: who hears it too often is shown the door.
+    pub(super) fn refuse(
+        &mut self,
+        stage: &'static str,
+        reply: Reply,
+        from: Option<ReversePath>,
+        to: Option<Mailbox>,
+        out: &mut Output,
+    ) {
+        self.errors += u32::from(reply.is_permanent());
+        self.reject(stage, reply, from, to, out);
+        if self.errors >= self.settings.errors {
+            self.close(error(421, (4, 7, 0), "Error: too many errors"), "too many errors", out);
+        }
+    }
+
+    /// Says no and tells the log.
+    pub(super) fn reject(
+        &mut self,
+        stage: &'static str,
+        reply: Reply,
+        from: Option<ReversePath>,
+        to: Option<Mailbox>,
+        out: &mut Output,
+    ) {
+        self.write(&reply, out);
+        let from = from.or_else(|| self.transaction().map(|(path, _)| path.clone()));
+        out.actions.push(Action::Rejected(Box::new(Rejected { stage, reply, from, to })));
+    }
+
+    /// Ends the transaction, wherever it is, and forgets what was taken of its content.
+    pub(super) fn drop_transaction(&mut self, out: &mut Output) {
+        if matches!(std::mem::replace(&mut self.stage, Stage::Idle), Stage::Content(_)) {
+            out.actions.push(Action::Dropped);
+        }
+    }
+
+    /// Ends everything.
+    pub(super) fn end(&mut self, why: &'static str, out: &mut Output) {
+        self.drop_transaction(out);
+        self.stage = Stage::Closed;
+        self.asked = std::collections::VecDeque::new();
+        out.actions.push(Action::Close(why));
+    }
+}
+
+pub(super) fn push(out: &mut Output, text: &str) {
+    out.wire.extend_from_slice(text.as_bytes());
+}
+
+pub(super) fn error(code: u16, (class, subject, detail): (u8, u16, u16), text: &str) -> Reply {
+    Reply::new(code, EnhancedCode::new(class, subject, detail), text)
+}
+
+/// RFC 1870 §6.1.
+pub(super) fn too_big() -> Reply {
+    error(552, (5, 3, 4), "Error: message size exceeds the limit")
+}
