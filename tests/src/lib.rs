@@ -50,7 +50,7 @@ pub use ledger::{Ledger, Random, scale, settled};
 pub use log::Log;
 pub use loopfs::LoopFs;
 pub use maildir::{Mail, maildir};
-pub use need::{have, have_root, python};
+pub use need::{have, have_root, python, skip, vectors};
 pub use net::Address;
 pub use peers::{Dovecot, Nsd, SmtpSink};
 pub use process::{Process, until};

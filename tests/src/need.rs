@@ -17,6 +17,19 @@ pub fn have_root() -> bool {
     nix::unistd::geteuid().is_root() || skip("needs root")
 }
 
+/// A file of public test vectors: in `POSTERN_VECTORS`, or in `../shared/vectors` beside the project. They are
+/// no part of it; without them the test is to return, as with [`have`].
+pub fn vectors(name: &str) -> Option<Vec<u8>> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors");
+    let directory = std::env::var_os("POSTERN_VECTORS").map_or(beside, PathBuf::from);
+    if !directory.exists() {
+        skip(&format!("no test vectors in {}", directory.display()));
+        return None;
+    }
+    let path = directory.join(name);
+    Some(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+}
+
 /// Runs a script by Debian's Python and returns what it printed. Panics when it fails.
 pub fn python(script: &str, arguments: &[&str]) -> String {
     let interpreter = find("python3").unwrap();
@@ -32,7 +45,8 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     places.iter().map(|place| Path::new(place).join(program)).find(|path| path.exists())
 }
 
-fn skip(why: &str) -> bool {
+/// Says loudly that the test is skipped, which is an error with `POSTERN_CI=1`. Returns false.
+pub fn skip(why: &str) -> bool {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let binary = std::env::current_exe().unwrap();
