@@ -34,6 +34,7 @@ pub(crate) struct Resources {
     /// Holds the spool's lock for as long as we and the queue-manager live.
     directories: Vec<(&'static str, OwnedFd)>,
     mailbox_base: Option<OwnedFd>,
+    greylist: OwnedFd,
     tls: Option<Tls>,
 }
 
@@ -42,6 +43,7 @@ impl Resources {
     pub(crate) fn open(config: &Config) -> Result<Self, Fatal> {
         Ok(Self {
             directories: spool(&config.spool)?,
+            greylist: greylist(&config.spool)?,
             mailbox_base: mailbox_base(config)?,
             tls: tls(config)?,
             listeners: config.listen.iter().map(bind).collect::<Result<_, _>>()?,
@@ -76,6 +78,7 @@ impl Resources {
                     give(Handle::MailboxBase, base)?;
                 }
             }
+            Role::Verify => give(Handle::Greylist, &self.greylist)?,
             Role::Keys => {
                 if let Some((key, certificate)) = &self.tls {
                     give(Handle::PrivateKey, key)?;
@@ -177,6 +180,25 @@ fn spool(path: &Path) -> Result<Vec<(&'static str, OwnedFd)>, Fatal> {
         opened.push((name, directory.into()));
     }
     Ok(opened)
+}
+
+/// Makes the directory of the greylist, in the spool's, and opens it. Whether there is a greylist may change by
+/// a reload: the directory is there in any case.
+fn greylist(spool: &Path) -> Result<OwnedFd, Fatal> {
+    let path = spool.join("greylist");
+    let failed = |e: std::io::Error| Fatal::because(path.display(), e);
+    match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
+    let directory = OpenOptions::new().read(true).custom_flags(flags).open(&path).map_err(failed)?;
+    if identity::rooted() {
+        let owner = identity::user(Role::Verify.system_user())?;
+        fchown(&directory, Some(owner.uid), Some(owner.gid)).map_err(|e| failed(e.into()))?;
+        directory.set_permissions(Permissions::from_mode(0o700)).map_err(failed)?;
+    }
+    Ok(directory.into())
 }
 
 /// Two systems on one spool would deliver everything twice. The lock belongs to the open directory, which

@@ -45,6 +45,9 @@ impl Config {
             if listen.bare_newline == BareNewline::Normalise {
                 out.item("  line ends that are not CRLF are rewritten (bare-newline)");
             }
+            if !listen.proxy.is_empty() {
+                out.item(&format!("  only for {}, each connection with a PROXY header", list(&listen.proxy)));
+            }
         }
     }
 
@@ -152,7 +155,8 @@ impl Config {
             let words: Vec<String> = set.map(|(scope, limit)| format!("{} a {scope}", of(limit))).collect();
             if words.is_empty() { "no limit".to_owned() } else { words.join(", ") }
         };
-        let named: [(&str, fn(&Limit) -> u32); 6] = [
+        type Of = fn(&Limit) -> u32;
+        let named: [(&str, Of); 6] = [
             ("sessions", |limit| limit.sessions),
             ("connections", |limit| limit.connections),
             ("messages", |limit| limit.messages),
@@ -222,12 +226,18 @@ impl Config {
         out.time("greet-pause", smtp.greet_pause, 0);
         out.time("tarpit", smtp.tarpit, 1);
         out.value("hops", smtp.hops, smtp.hops == 100);
+        out.value("xclient", nobody_or(&smtp.xclient), smtp.xclient.is_empty());
+        out.value("xforward", nobody_or(&smtp.xforward), smtp.xforward.is_empty());
         self.explain_abuse(out);
         out.title("[queue] Retries");
         out.time("lifetime", self.queue.lifetime, 5 * 86_400);
         out.time("bounce-lifetime", self.queue.bounce_lifetime, 86_400);
         out.time("retry-first", self.queue.retry_first, 300);
         out.time("retry-most", self.queue.retry_most, 4200);
+        match self.queue.delay_warning {
+            Some(after) => out.time("delay-warning", after, 0),
+            None => out.value("delay-warning", "after 4 h, those who asked", true),
+        }
         out.value("min-free", size(self.reserve.octets), self.reserve.octets == 64 << 20);
         out.value("min-inodes", self.reserve.inodes, self.reserve.inodes == 1000);
         out.title("[delivery] Limits of deliveries");
@@ -268,6 +278,10 @@ impl Lines {
 
 fn mark(default: bool) -> &'static str {
     if default { " (default)" } else { "" }
+}
+
+fn nobody_or(items: &[impl Display]) -> String {
+    if items.is_empty() { "nobody".to_owned() } else { list(items) }
 }
 
 fn list(items: &[impl Display]) -> String {

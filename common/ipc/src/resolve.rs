@@ -23,6 +23,8 @@ pub enum Query {
     Mx(Domain),
     /// IPv4 and IPv6 addresses.
     Addresses(Domain),
+    /// IPv4 addresses alone: [`RecordData::Addresses`].
+    Ipv4(Domain),
     /// Names of an address.
     Ptr(IpAddr),
     /// Text records.

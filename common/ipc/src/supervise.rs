@@ -77,6 +77,8 @@ pub enum Handle {
     PrivateKey,
     /// The certificate chain, opened for reading.
     Certificate,
+    /// The directory of the greylist, opened to work in.
+    Greylist,
 }
 
 /// The user a child becomes for good.

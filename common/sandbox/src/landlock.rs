@@ -66,7 +66,7 @@ fn add_all(
             }
             (Handle::SpoolDirectory(_), Spool::Write) => rules.beneath(directory, writing())?,
             (Handle::SpoolDirectory(_), Spool::Manage) => rules.beneath(directory, working())?,
-            (Handle::MailboxBase, _) => rules.beneath(directory, working())?,
+            (Handle::MailboxBase | Handle::Greylist, _) => rules.beneath(directory, working())?,
             _ => rules,
         };
     }

@@ -108,7 +108,9 @@ pub fn of(role: Role) -> Option<Profile> {
             ..NOTHING
         },
         Role::Lookup => Profile { read: ACCOUNTS, calls: &[Calls::LoadLibraries], ..NOTHING },
-        Role::Auth | Role::Keys | Role::Verify => NOTHING,
+        Role::Auth | Role::Keys => NOTHING,
+        // The greylist's file, in the directory it was handed.
+        Role::Verify => Profile { calls: &[Calls::WriteFiles], ..NOTHING },
         // The directory behind /etc/resolv.conf, since it is rewritten by rename too.
         Role::Resolver => Profile {
             many_descriptors: true,

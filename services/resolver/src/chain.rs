@@ -122,6 +122,12 @@ pub fn addresses(records: Vec<RData>) -> Vec<IpAddr> {
     addresses
 }
 
+/// The addresses in A records alone: what lists answer (RFC 5782 §2.1).
+pub fn ipv4(records: Vec<RData>) -> Result<RecordData, DnsError> {
+    let addresses = addresses(records);
+    if addresses.is_empty() { Err(DnsError::NoRecords) } else { Ok(RecordData::Addresses(addresses)) }
+}
+
 /// The names in PTR records; what is no host name is left out.
 pub fn ptr(records: Vec<RData>) -> Result<RecordData, DnsError> {
     let names = records.into_iter().filter_map(|data| match data {

@@ -151,6 +151,7 @@ impl Servers {
         match query {
             Query::Mx(domain) => self.one(domain_name(domain), RecordType::MX, chain::mx).await,
             Query::Addresses(host) => self.addresses(host).await,
+            Query::Ipv4(name) => self.one(domain_name(name), RecordType::A, chain::ipv4).await,
             Query::Ptr(address) => self.one(Some(Name::from(*address)), RecordType::PTR, chain::ptr).await,
             Query::Txt(domain) => self.one(domain_name(domain), RecordType::TXT, chain::txt).await,
             Query::Tlsa { host, port } => {

@@ -3,25 +3,39 @@
 //!
 //! WHAT IT DOES
 //!     Finds the name of a client: the PTR records of its address, of which one must have that address
-//!     in turn (forward-confirmed). A client on a loopback address has no name.
+//!     in turn (forward-confirmed). A client on a loopback address has no name. Asks the lists about it
+//!     (RFC 5782). Counts what the clients of all workers do, and leases what they may do. Keeps the
+//!     greylist.
 //!
 //! TALKS TO
-//!     The workers of smtpd ([`postern_ipc::smtpd_verify`]) and resolver ([`postern_ipc::resolve`]).
+//!     The workers of smtpd ([`postern_ipc::smtpd_verify`]) and resolver ([`postern_ipc::resolve`]). The
+//!     greylist's file, in a directory that master hands it.
 //!
 //! TRUST
 //!     Neither clients nor the DNS: a name counts only when confirmed, at most 5 names are tried, and the
-//!     number of clients being named is bounded.
+//!     number of clients being named, of those counted (a million, in 50 MiB) and of those greylisted
+//!     (400,000, in 13 MiB) is bounded. Whoever does least is forgotten first, and never one with sessions.
 //!
 //! FAILURE
-//!     A client is answered within 5 s, as unavailable when the DNS or the resolver fails. The name is for
-//!     trace headers, the log and rules; no mail is refused for the lack of it.
+//!     A client is answered within 5 s: its name is unavailable when the DNS or the resolver fails, and a
+//!     list that does not answer counts nothing. The name is for trace headers, the log and rules; no mail
+//!     is refused for the lack of it. When this program dies its counts begin anew; sessions under way are
+//!     not counted in them. A disk that fails costs the greylist its memory over a restart.
 //!
 //! BUGS
-//!     Judges no content yet: SPF, DKIM, DMARC, lists and milters are to come here.
+//!     Judges no content yet: SPF, DKIM, DMARC and milters are to come here. Whoever commands more than a
+//!     million networks can make it forget the rates of others (not their sessions).
 
 #![forbid(unsafe_code)]
 
+mod clients;
+pub mod greylist;
+pub mod leases;
+pub mod listing;
 pub mod naming;
+pub mod store;
+pub mod table;
+mod waiting;
 
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -30,17 +44,28 @@ use mio::Token;
 use postern_config::VerifyPart;
 use postern_daemon::{Handles, Host, Port, Ports, Program, StartError};
 use postern_event::Level;
+use postern_ipc::smtpd_verify::{Answer, Ask, ClientFacts, Question, Say};
 use postern_ipc::supervise::Handle;
-use postern_ipc::{Peer, RequestId, Role, resolve, smtpd_verify};
+use postern_ipc::{Peer, RequestId, Role, resolve};
 
-use crate::naming::{Action, Naming};
+use crate::clients::Seen;
+use crate::leases::Leases;
+use crate::listing::Listing;
+use crate::naming::Naming;
+use crate::waiting::Waiting;
 
 /// The program.
 #[derive(Debug)]
 pub struct Verify {
-    askers: Ports<smtpd_verify::Answer, smtpd_verify::Question>,
+    askers: Ports<Answer, Question>,
     resolver: Port<resolve::Question, resolve::Answer>,
     naming: Naming<Asker>,
+    listing: Listing<Asker>,
+    waiting: Waiting<Asker>,
+    leases: Leases<Asker>,
+    seen: Seen,
+    /// Seconds are counted from here, for the leases.
+    begun: Instant,
     stopping: bool,
     asked: u64,
 }
@@ -48,19 +73,36 @@ pub struct Verify {
 /// Which port, and which of its requests.
 type Asker = (usize, RequestId);
 
+/// The ids of the listing's questions to the resolver are above this, those of the naming below.
+const LISTING_IDS: RequestId = 1 << 63;
+
 impl Program for Verify {
     const ROLE: Role = Role::Verify;
     type Config = VerifyPart;
 
-    fn start(host: &mut Host, _config: VerifyPart, handles: Handles) -> Result<Self, StartError> {
+    fn start(host: &mut Host, config: VerifyPart, handles: Handles) -> Result<Self, StartError> {
         let resolver = Port::new(host, Peer::only(Role::Resolver));
-        let mut program =
-            Self { askers: Ports::new(), resolver, naming: Naming::new(), stopping: false, asked: 0 };
-        for (handle, socket) in handles {
-            if let Handle::Link(peer) = handle {
-                program.linked(host, peer, socket);
+        let mut program = Self {
+            askers: Ports::new(),
+            resolver,
+            naming: Naming::new(),
+            listing: Listing::new(config.lists, LISTING_IDS),
+            waiting: Waiting::new(),
+            leases: Leases::new(config.limits),
+            seen: Seen::new(config.greylist),
+            begun: host.now(),
+            stopping: false,
+            asked: 0,
+        };
+        let mut links = Vec::new();
+        for (handle, descriptor) in handles {
+            match handle {
+                Handle::Link(peer) => links.push((peer, descriptor)),
+                Handle::Greylist => program.seen.open(host, descriptor),
+                _ => {}
             }
         }
+        links.into_iter().for_each(|(peer, socket)| program.linked(host, peer, socket));
         Ok(program)
     }
 
@@ -89,80 +131,182 @@ impl Program for Verify {
 
     fn turn(&mut self, host: &mut Host) -> Option<Instant> {
         let late = self.naming.pass(host.now());
-        self.act(host, late);
-        if self.resolver.take_lost() {
-            let lost = self.naming.resolver_lost();
-            self.act(host, lost);
-        }
+        self.named(host, late);
+        let late = self.listing.pass(host.now());
+        self.listed(host, late);
+        self.miss_resolver(host);
         while let Some(place) = self.askers.next_lost() {
-            self.naming.forget(|(asker, _)| *asker == place);
+            self.forget(host, place);
         }
-        if self.stopping && self.naming.is_empty() {
+        self.seen.write(host);
+        if self.stopping && self.naming.is_empty() && self.listing.is_empty() {
             host.finish();
         }
-        self.naming.deadline()
+        [self.naming.deadline(), self.listing.deadline()].into_iter().flatten().min()
     }
 
-    fn reload(&mut self, _host: &mut Host, _config: VerifyPart) {}
+    fn reload(&mut self, host: &mut Host, config: VerifyPart) {
+        self.leases.set_limits(config.limits);
+        let early = self.listing.set_lists(config.lists);
+        self.listed(host, early);
+        self.seen.set(config.greylist);
+    }
 
     fn stop(&mut self, _host: &mut Host) {
         self.stopping = true;
     }
 
     fn counters(&self) -> Vec<(String, u64)> {
-        vec![("clients".into(), self.asked), ("under way".into(), self.naming.len() as u64)]
+        [
+            ("clients", self.asked),
+            ("under way", self.waiting.len() as u64),
+            ("sessions counted", self.leases.sessions() as u64),
+            ("networks counted", self.leases.clients() as u64),
+            ("greylist", self.seen.len() as u64),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
     }
 }
 
 impl Verify {
     fn hear(&mut self, host: &mut Host, place: usize) {
-        self.forget_lost(place);
+        self.forget_lost(host, place);
         while let Some(question) = self.askers.receive(host, place) {
-            self.asked += 1;
-            let smtpd_verify::Ask::Begin { client, .. } = question.ask else { continue };
-            let actions = self.naming.begin((place, question.id), client, host.now());
-            self.act(host, actions);
+            self.answer(host, (place, question.id), question.ask);
         }
-        self.forget_lost(place);
+        self.forget_lost(host, place);
+    }
+
+    fn answer(&mut self, host: &mut Host, asker: Asker, ask: Ask) {
+        let (place, at) = (asker.0, host.now().saturating_duration_since(self.begun).as_secs());
+        match ask {
+            Ask::Begin { client, listener, counted, listed } => {
+                self.asked += 1;
+                if counted {
+                    let lease = self.leases.begin(asker, client, listener, at);
+                    let refused = lease.is_err();
+                    self.say(host, asker, Say::Lease(lease));
+                    if refused {
+                        return;
+                    }
+                }
+                let listed = listed && self.listing.has_lists();
+                self.waiting.begin(asker, listed);
+                let actions = self.naming.begin(asker, client, host.now());
+                self.named(host, actions);
+                if listed {
+                    let actions = self.listing.begin(asker, client, host.now());
+                    self.listed(host, actions);
+                }
+            }
+            Ask::More { session, of } => {
+                let lease = self.leases.more((place, session), of, at);
+                self.say(host, asker, Say::Lease(lease));
+            }
+            Ask::User { session, user, left } => {
+                let lease = self.leases.user((place, session), &user, left, at);
+                self.say(host, asker, Say::Lease(lease));
+            }
+            Ask::AuthFailed { session, user } => self.leases.auth_failed((place, session), &user, at),
+            Ask::End { session, left } => self.leases.end((place, session), left, at),
+            Ask::Greylist { client, from, to } => {
+                let greylisted = self.seen.ask(client, &from, &to, host.wall());
+                self.say(host, asker, Say::Greylist(greylisted));
+            }
+        }
     }
 
     fn hear_resolver(&mut self, host: &mut Host) {
         // What was asked of its predecessor comes to nothing; ids never repeat, so the order is free.
+        self.miss_resolver(host);
+        while let Some((answer, _)) = self.resolver.receive(host) {
+            self.resolved(host, answer.id, answer.result);
+        }
+    }
+
+    fn resolved(
+        &mut self,
+        host: &mut Host,
+        id: RequestId,
+        result: Result<resolve::Records, resolve::DnsError>,
+    ) {
+        if id > LISTING_IDS {
+            let actions = self.listing.heard(id, result, host.now());
+            self.listed(host, actions);
+        } else {
+            let actions = self.naming.heard(id, result);
+            self.named(host, actions);
+        }
+    }
+
+    fn miss_resolver(&mut self, host: &mut Host) {
         if self.resolver.take_lost() {
             let lost = self.naming.resolver_lost();
-            self.act(host, lost);
-        }
-        while let Some((answer, _)) = self.resolver.receive(host) {
-            let actions = self.naming.heard(answer.id, answer.result);
-            self.act(host, actions);
+            self.named(host, lost);
+            let lost = self.listing.resolver_lost();
+            self.listed(host, lost);
         }
     }
 
-    fn forget_lost(&mut self, place: usize) {
+    fn forget_lost(&mut self, host: &mut Host, place: usize) {
         if self.askers.take_lost(place) {
-            self.naming.forget(|(asker, _)| *asker == place);
+            self.forget(host, place);
         }
     }
 
-    fn act(&mut self, host: &mut Host, actions: Vec<Action<Asker>>) {
+    fn forget(&mut self, host: &Host, place: usize) {
+        let gone = |(asker, _): &Asker| *asker == place;
+        self.naming.forget(gone);
+        self.listing.forget(gone);
+        self.waiting.forget(gone);
+        self.leases.forget(host.now().saturating_duration_since(self.begun).as_secs(), gone);
+    }
+
+    fn named(&mut self, host: &mut Host, actions: Vec<naming::Action<Asker>>) {
         for action in actions {
             match action {
-                Action::Ask(id, query) => {
-                    let said = !self.resolver.is_congested()
-                        && self.resolver.send(host, &resolve::Question { id, query });
-                    if !said {
-                        let failed = resolve::DnsError::Temporary("the resolver is not there".into());
-                        let then = self.naming.heard(id, Err(failed));
-                        self.act(host, then);
-                    }
-                }
-                // An asker that is gone needs no answer.
-                Action::Answer((place, id), name) => {
-                    let facts = smtpd_verify::ClientFacts { name, ..smtpd_verify::ClientFacts::UNKNOWN };
-                    let say = smtpd_verify::Say::Client(facts);
-                    let _ = self.askers.send(host, place, &smtpd_verify::Answer { id, say });
+                naming::Action::Ask(id, query) => self.ask(host, id, query),
+                naming::Action::Answer(asker, name) => {
+                    let facts = self.waiting.named(&asker, name);
+                    self.known(host, asker, facts);
                 }
             }
         }
+    }
+
+    fn listed(&mut self, host: &mut Host, actions: Vec<listing::Action<Asker>>) {
+        for action in actions {
+            match action {
+                listing::Action::Ask(id, query) => self.ask(host, id, query),
+                listing::Action::Answer(asker, score, lists) => {
+                    let facts = self.waiting.listed(&asker, score, lists);
+                    self.known(host, asker, facts);
+                }
+                listing::Action::Complain(list, why) => {
+                    host.note(Level::Warning, &format!("the list {list} counts nothing now: {why}"));
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, host: &mut Host, id: RequestId, query: resolve::Query) {
+        let said =
+            !self.resolver.is_congested() && self.resolver.send(host, &resolve::Question { id, query });
+        if !said {
+            let why = resolve::DnsError::Temporary("the resolver is not there".into());
+            self.resolved(host, id, Err(why));
+        }
+    }
+
+    fn known(&mut self, host: &mut Host, asker: Asker, facts: Option<ClientFacts>) {
+        if let Some(facts) = facts {
+            self.say(host, asker, Say::Client(facts));
+        }
+    }
+
+    /// An asker that is gone needs no answer.
+    fn say(&mut self, host: &mut Host, (place, id): Asker, say: Say) {
+        let _ = self.askers.send(host, place, &Answer { id, say });
     }
 }

@@ -287,7 +287,7 @@ mod tests {
         assert!((0..CLIENTS).all(|client| table.rate(client, 0, 1000) == 1 + (client % 7) as u32));
         assert!(table.octets() <= 64 << 20, "{} octets", table.octets());
         // And not more, whoever comes.
-        for client in CLIENTS..2 * CLIENTS {
+        for client in CLIENTS..CLIENTS + 100_000 {
             table.count(client, 0, 1, 1000);
         }
         assert_eq!(table.len(), 1 << 20);
