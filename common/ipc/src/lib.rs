@@ -20,6 +20,7 @@
 
 mod caller;
 pub mod control;
+pub mod explain;
 mod frame;
 mod link;
 mod octets;
