@@ -29,7 +29,8 @@ pub(crate) fn speak(
         hostname: config.hostname.clone(),
         protocol: Protocol::Smtp,
         secure: false,
-        extensions: Extensions::all(),
+        // Not CHUNKING: line ends are rewritten on the way in, so octets cannot be counted.
+        extensions: Extensions::BASIC,
         asks: Asks::default(),
         message_size: config.smtp.message_size,
         recipients: config.smtp.recipients,

@@ -3,9 +3,10 @@
 //! [`Session`] is one client's dialogue: bytes in, replies and [`Action`]s out. It asks its owner
 //! [`Question`]s, collects content and hands over each finished message; it opens nothing, waits for
 //! nothing and knows no time. Below it, each readable alone: [`framing`] (what a command line is),
-//! [`command`] (what it says), [`data`] (where content ends), [`normalise`] (what lenient listeners rewrite).
+//! [`command`] (what it says), [`data`] (where content ends), [`chunks`] (content in chunks), [`normalise`] (what lenient listeners rewrite).
 
 mod arguments;
+pub mod chunks;
 pub mod command;
 pub mod data;
 pub mod extensions;

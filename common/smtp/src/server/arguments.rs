@@ -12,7 +12,7 @@ pub(super) fn mail(text: &str, offered: Extensions) -> Result<MailParameters, Re
         let known = |extension| offered.has(extension);
         match (key, value) {
             ("SIZE", Some(value)) if known(Extension::Size) => mail.size = Some(octets(value)?),
-            ("BODY", Some(value)) if known(Extension::EightBitMime) => mail.body = body(value)?,
+            ("BODY", Some(value)) if known(Extension::EightBitMime) => mail.body = body(value, offered)?,
             _ => return Some(false),
         }
         Some(true)
@@ -54,15 +54,18 @@ fn each(
 }
 
 /// 1 to 20 digits (RFC 1870 §3).
-fn octets(value: &str) -> Option<u64> {
+pub(super) fn octets(value: &str) -> Option<u64> {
     let digits = !value.is_empty() && value.len() <= 20 && value.bytes().all(|b| b.is_ascii_digit());
     // More than fits is more than we take.
     digits.then(|| value.parse().unwrap_or(u64::MAX))
 }
 
-/// RFC 6152 §3.
-fn body(value: &str) -> Option<Body> {
+/// RFC 6152 §3, RFC 3030 §3.
+fn body(value: &str, offered: Extensions) -> Option<Body> {
     match () {
+        () if value.eq_ignore_ascii_case("BINARYMIME") && offered.has(Extension::BinaryMime) => {
+            Some(Body::Binary)
+        }
         () if value.eq_ignore_ascii_case("8BITMIME") => Some(Body::EightBit),
         () if value.eq_ignore_ascii_case("7BIT") => Some(Body::SevenBit),
         () => None,

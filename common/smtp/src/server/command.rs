@@ -23,6 +23,13 @@ pub enum Command<'a> {
     Rcpt(Box<Rcpt>),
     /// DATA
     Data,
+    /// BDAT (RFC 3030 §2): so many octets follow its line at once.
+    Bdat {
+        /// Octets of the chunk.
+        size: u64,
+        /// There is no other.
+        last: bool,
+    },
     /// RSET
     Rset,
     /// NOOP, with anything behind it.
@@ -86,7 +93,7 @@ const RECIPIENT_SYNTAX: EnhancedCode = EnhancedCode::new(5, 1, 3);
 const NOT_ASCII: EnhancedCode = EnhancedCode::new(5, 6, 7);
 
 /// Known and not offered: 502 instead of 500 (RFC 5321 §4.2.4).
-const NOT_OFFERED: [&str; 8] = ["TURN", "SEND", "SOML", "SAML", "STARTTLS", "AUTH", "BDAT", "ATRN"];
+const NOT_OFFERED: [&str; 7] = ["TURN", "SEND", "SOML", "SAML", "STARTTLS", "AUTH", "ATRN"];
 
 /// Parses a line without its CRLF; of parameters it knows those that belong to what is `offered`.
 pub fn parse(line: &[u8], offered: Extensions) -> Result<Command<'_>, Refused> {
@@ -104,6 +111,8 @@ pub fn parse(line: &[u8], offered: Extensions) -> Result<Command<'_>, Refused> {
         rcpt(rest, offered).map(|rcpt| Command::Rcpt(Box::new(rcpt)))
     } else if is("DATA") {
         bare("DATA", rest, Command::Data)
+    } else if is("BDAT") {
+        chunk(rest)
     } else if is("EHLO") {
         client_name("EHLO", rest).map(Command::Ehlo)
     } else if is("HELO") {
@@ -156,6 +165,21 @@ fn client_name<'a>(verb: &'static str, rest: &'a str) -> Result<&'a str, Refused
         return Err(refused(verb, 501, ARGUMENT, &format!("Syntax: {verb} hostname")));
     }
     Ok(name)
+}
+
+/// A BDAT that does not say how much follows leaves nobody knowing what is data and what a command: 521, and
+/// the session ends.
+fn chunk(rest: &str) -> Result<Command<'_>, Refused> {
+    let mut words = rest.split(' ').filter(|word| !word.is_empty());
+    let size = words.next().and_then(arguments::octets);
+    let last = words.next();
+    match (size, last, words.next()) {
+        (Some(size), None, _) => Ok(Command::Bdat { size, last: false }),
+        (Some(size), Some(last), None) if last.eq_ignore_ascii_case("LAST") => {
+            Ok(Command::Bdat { size, last: true })
+        }
+        _ => Err(refused("BDAT", 521, ARGUMENT, "Syntax: BDAT size [LAST]")),
+    }
 }
 
 /// One argument or several: which, is for those to say who are asked about it.
@@ -240,6 +264,9 @@ mod tests {
     fn understood() {
         assert_eq!(parse(b"eHLO  [192.0.2.1] "), Ok(Command::Ehlo("[192.0.2.1]")));
         assert_eq!(parse(b"noop x y"), Ok(Command::Noop));
+        assert_eq!(parse(b"BDAT 010"), Ok(Command::Bdat { size: 10, last: false }));
+        assert_eq!(parse(b"bdat  0 last "), Ok(Command::Bdat { size: 0, last: true }));
+        assert_eq!(parse(b"BDAT 99999999999999999999"), Ok(Command::Bdat { size: u64::MAX, last: false }));
         let Ok(Command::Mail(mail)) = parse(b"MAIL from: <\"a>b\"@X.org> size=00100 Body=8bitMIME") else {
             panic!()
         };
@@ -275,7 +302,14 @@ mod tests {
             ("MAIL FROM:<a@b> SIZE=", 501),
             ("MAIL FROM:<a@b> SIZE=-1", 501),
             ("MAIL FROM:<a@b> SIZE=1 SIZE=1", 501),
-            ("MAIL FROM:<a@b> BODY=BINARYMIME", 501),
+            ("MAIL FROM:<a@b> BODY=9BIT", 501),
+            ("BDAT", 521),
+            ("BDAT x", 521),
+            ("BDAT -1", 521),
+            ("BDAT 1 LAST LAST", 521),
+            ("BDAT 1 LATER", 521),
+            ("BDAT 1LAST", 521),
+            ("BDAT 999999999999999999999", 521),
             ("MAIL FROM:<a@b> SMTPUTF8", 555),
             ("MAIL FROM:<a@b> AUTH=<>", 555),
             ("MAIL FROM:<\u{fc}@b>", 553),

@@ -13,6 +13,10 @@ pub enum Extension {
     EightBitMime,
     /// RFC 2034
     EnhancedStatusCodes,
+    /// RFC 3030 §2
+    Chunking,
+    /// RFC 3030 §3; there is none without the two others it takes.
+    BinaryMime,
     /// RFC 5321 §4.1.1.8
     Help,
 }
@@ -23,8 +27,15 @@ pub struct Extensions(u32);
 
 impl Extension {
     /// All, in the order of the EHLO reply.
-    pub const ALL: [Self; 5] =
-        [Self::Pipelining, Self::Size, Self::EightBitMime, Self::EnhancedStatusCodes, Self::Help];
+    pub const ALL: [Self; 7] = [
+        Self::Pipelining,
+        Self::Size,
+        Self::EightBitMime,
+        Self::EnhancedStatusCodes,
+        Self::Chunking,
+        Self::BinaryMime,
+        Self::Help,
+    ];
 
     /// The EHLO keyword.
     pub const fn keyword(self) -> &'static str {
@@ -33,6 +44,8 @@ impl Extension {
             Self::Size => "SIZE",
             Self::EightBitMime => "8BITMIME",
             Self::EnhancedStatusCodes => "ENHANCEDSTATUSCODES",
+            Self::Chunking => "CHUNKING",
+            Self::BinaryMime => "BINARYMIME",
             Self::Help => "HELP",
         }
     }
@@ -41,6 +54,14 @@ impl Extension {
 impl Extensions {
     /// None at all.
     pub const NONE: Self = Self(0);
+
+    /// What the machine does by itself, asking nothing of who keeps the message.
+    pub const BASIC: Self = Self::NONE
+        .with(Extension::Pipelining)
+        .with(Extension::Size)
+        .with(Extension::EightBitMime)
+        .with(Extension::EnhancedStatusCodes)
+        .with(Extension::Help);
 
     /// Every one.
     pub fn all() -> Self {
@@ -52,9 +73,15 @@ impl Extensions {
         Self(self.0 | 1 << extension as u8)
     }
 
-    /// These but `extension`.
+    /// These but `extension`, and what cannot be without it.
     pub const fn without(self, extension: Extension) -> Self {
-        Self(self.0 & !(1 << extension as u8))
+        let rest = Self(self.0 & !(1 << extension as u8));
+        match extension {
+            Extension::Chunking | Extension::EightBitMime if rest.has(Extension::BinaryMime) => {
+                rest.without(Extension::BinaryMime)
+            }
+            _ => rest,
+        }
     }
 
     /// Whether `extension` is offered.

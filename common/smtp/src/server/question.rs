@@ -98,6 +98,11 @@ pub(super) enum Pending {
     /// A RCPT refused without a question, behind others that are open.
     BadRcpt,
     Data,
+    /// The first BDAT: its octets wait for the answer.
+    Chunk {
+        size: u64,
+        last: bool,
+    },
     /// VRFY, EXPN, ETRN, XFORWARD: nothing of ours changes.
     Word(&'static str),
     Xclient,
@@ -112,6 +117,7 @@ impl Pending {
             Self::Mail(_) => "MAIL",
             Self::Rcpt(_) | Self::BadRcpt => "RCPT",
             Self::Data => "DATA",
+            Self::Chunk { .. } => "BDAT",
             Self::Word(verb) => verb,
             Self::Xclient => "XCLIENT",
         }

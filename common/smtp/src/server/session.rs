@@ -1,5 +1,6 @@
 //! One client's dialogue.
 
+mod chunks;
 mod content;
 mod dialogue;
 mod replies;
@@ -11,7 +12,7 @@ use postern_address::{Domain, Mailbox, ReversePath};
 
 use super::extensions::Extensions;
 use super::question::{Answer, Asked, Asks, Question};
-use super::transaction::{Finished, Greeted, Receiving, Transaction};
+use super::transaction::{Chunked, Finished, Greeted, Receiving, Transaction};
 use crate::parameters::MailParameters;
 use crate::reply::Reply;
 
@@ -139,6 +140,7 @@ pub struct Session {
     /// What the client calls itself. A transaction is made of it: none without.
     greeted: Option<Greeted>,
     stage: Stage,
+    discard: Option<Box<Discard>>,
     skipping: bool,
     asked: VecDeque<Asked>,
     next_ticket: u16,
@@ -163,9 +165,29 @@ enum Stage {
     Open(Box<Transaction>),
     /// DATA was accepted.
     Content(Box<Receiving>),
+    /// So much of a chunk is to come.
+    Chunk(Box<Chunked>, Announced),
+    /// Between two chunks of a message.
+    Between(Box<Chunked>),
     /// The content is complete; so many replies are due.
     Settling(u32, ReversePath),
     Closed,
+}
+
+/// A chunk as its BDAT has it.
+#[derive(Clone, Copy, Debug)]
+struct Announced {
+    size: u64,
+    left: u64,
+    last: bool,
+}
+
+/// A chunk that is refused: its octets come all the same (RFC 3030 §2), and the reply after them.
+#[derive(Debug)]
+struct Discard {
+    left: u64,
+    reply: Reply,
+    from: Option<ReversePath>,
 }
 
 impl Session {
@@ -178,6 +200,7 @@ impl Session {
             identity: Identity::Anonymous,
             greeted: None,
             stage: Stage::Idle,
+            discard: None,
             skipping: false,
             asked: VecDeque::new(),
             next_ticket: 0,
@@ -217,9 +240,11 @@ impl Session {
             let rest = &input[used..];
             let step = match self.stage {
                 Stage::Closed => return input.len(),
+                _ if self.discard.is_some() => self.discard(rest, out),
                 Stage::Settling(..) => 0,
                 Stage::Content(_) => self.content(rest, out),
-                Stage::Barred | Stage::Idle | Stage::Open(_) => self.line(rest, out),
+                Stage::Chunk(..) => self.chunk(rest, out),
+                Stage::Barred | Stage::Idle | Stage::Open(_) | Stage::Between(_) => self.line(rest, out),
             };
             if step == 0 {
                 break;
@@ -272,9 +297,10 @@ impl Session {
     /// Whom the dialogue waits for.
     pub fn phase(&self) -> Phase {
         match self.stage {
-            Stage::Content(_) => Phase::Content,
             Stage::Settling(..) => Phase::Settling,
             Stage::Closed => Phase::Closed,
+            Stage::Content(_) | Stage::Chunk(..) => Phase::Content,
+            _ if self.discard.is_some() => Phase::Content,
             _ if self.asked.is_empty() => Phase::Command,
             _ => Phase::Asking,
         }
@@ -284,6 +310,7 @@ impl Session {
     pub fn content_held(&self) -> usize {
         match &self.stage {
             Stage::Content(receiving) => receiving.held(),
+            Stage::Chunk(chunked, _) | Stage::Between(chunked) => chunked.held(),
             _ => 0,
         }
     }
@@ -293,6 +320,7 @@ impl Session {
     pub fn take_content(&mut self) -> Vec<u8> {
         match &mut self.stage {
             Stage::Content(receiving) => receiving.take(),
+            Stage::Chunk(chunked, _) | Stage::Between(chunked) => chunked.take(),
             _ => Vec::new(),
         }
     }
@@ -307,6 +335,7 @@ impl Session {
         match &self.stage {
             Stage::Open(transaction) => Some(transaction.mail()),
             Stage::Content(receiving) => Some(receiving.mail()),
+            Stage::Chunk(chunked, _) | Stage::Between(chunked) => Some(chunked.mail()),
             _ => None,
         }
     }
@@ -367,6 +396,12 @@ impl Session {
     }
 }
 
+#[cfg(test)]
+mod bench;
+#[cfg(test)]
+mod chunks_tests;
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 #[path = "session_tests.rs"]
 mod tests;

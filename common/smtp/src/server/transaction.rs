@@ -1,10 +1,11 @@
 //! One mail transaction (RFC 5321 §3.3), as values that turn into each other: [`Transaction`] when MAIL
-//! was accepted, [`Receiving`] when DATA was, [`Finished`] at the end of content. Each step takes the
+//! was accepted, [`Receiving`] when DATA was or [`Chunked`] when BDAT was, [`Finished`] at the end of content. Each step takes the
 //! value before it, and dropping a value drops the transaction whole: there is no state to reset, and no
 //! way to content that does not lead over MAIL and an accepted recipient.
 
 use postern_address::{Mailbox, ReversePath};
 
+use super::chunks::{self, Chunks};
 use super::command::Mail;
 use super::data::{Decoder, Fault, Progress};
 use crate::parameters::{MailParameters, RcptParameters};
@@ -30,6 +31,14 @@ pub(super) struct Transaction {
 pub(super) struct Receiving {
     transaction: Box<Transaction>,
     decoder: Decoder,
+    content: Vec<u8>,
+}
+
+/// Content is coming in, in chunks.
+#[derive(Debug)]
+pub(super) struct Chunked {
+    transaction: Box<Transaction>,
+    chunks: Chunks,
     content: Vec<u8>,
 }
 
@@ -101,6 +110,20 @@ impl Transaction {
         }
         Ok(Box::new(Receiving { transaction: self, decoder, content: Vec::new() }))
     }
+
+    /// The first BDAT: the same.
+    pub(super) fn begin_chunks(self: Box<Self>, chunks: Chunks) -> Result<Box<Chunked>, Box<Self>> {
+        if self.recipients.is_empty() {
+            return Err(self);
+        }
+        Ok(Box::new(Chunked { transaction: self, chunks, content: Vec::new() }))
+    }
+
+    fn finish(self, content: Vec<u8>, size: u64) -> Finished {
+        let Self { mail, recipients, recipient_parameters, accepted } = self;
+        let Mail { reverse_path, parameters } = mail;
+        Finished { reverse_path, parameters, recipients, recipient_parameters, content, size, accepted }
+    }
 }
 
 impl Receiving {
@@ -128,19 +151,50 @@ impl Receiving {
 
     /// The end of content: a message, or why it is none and whose it was.
     pub(super) fn finish(self) -> Result<Finished, (Fault, ReversePath)> {
-        let Transaction { mail, recipients, recipient_parameters, accepted } = *self.transaction;
-        let Mail { reverse_path, parameters } = mail;
         match self.decoder.fault() {
-            Some(fault) => Err((fault, reverse_path)),
-            None => Ok(Finished {
-                reverse_path,
-                parameters,
-                recipients,
-                recipient_parameters,
-                size: self.decoder.size(),
-                content: self.content,
-                accepted,
-            }),
+            Some(fault) => Err((fault, self.transaction.mail.reverse_path)),
+            None => Ok(self.transaction.finish(self.content, self.decoder.size())),
+        }
+    }
+}
+
+impl Chunked {
+    pub(super) fn mail(&self) -> (&ReversePath, &MailParameters) {
+        self.transaction.mail()
+    }
+
+    /// Whether a chunk of so many octets does not make it too large.
+    pub(super) fn fits(&self, octets: u64) -> bool {
+        self.chunks.fits(octets)
+    }
+
+    /// A piece of a chunk.
+    pub(super) fn add(&mut self, piece: &[u8]) {
+        self.chunks.take(piece, &mut self.content);
+        if self.chunks.fault().is_some() {
+            self.content = Vec::new();
+        }
+    }
+
+    /// What was wrong so far.
+    pub(super) fn fault(&self) -> Option<chunks::Fault> {
+        self.chunks.fault()
+    }
+
+    /// Content collected and not yet taken, octets.
+    pub(super) fn held(&self) -> usize {
+        self.content.len()
+    }
+
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.content)
+    }
+
+    /// The end of the last chunk.
+    pub(super) fn finish(mut self) -> Result<Finished, (chunks::Fault, ReversePath)> {
+        match self.chunks.end(&mut self.content) {
+            Err(fault) => Err((fault, self.transaction.mail.reverse_path)),
+            Ok(size) => Ok(self.transaction.finish(self.content, size)),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::replies::{error, too_big};
 use super::{Action, Output, Protocol, Session, Stage};
+use crate::reply::Reply;
 use crate::server::data::{Decoder, Fault, Progress, Violation};
 use crate::server::transaction::Finished;
 
@@ -18,15 +19,16 @@ impl Session {
             }
             Err(transaction) => {
                 self.stage = Stage::Open(transaction);
-                self.no_recipients("DATA", out);
+                let reply = self.no_recipients();
+                self.refuse("DATA", reply, None, None, out);
             }
         }
     }
 
     /// RFC 5321 §4.1.4: out of order, so the state stays. RFC 2033 §4.2 wants 503.
-    pub(super) fn no_recipients(&mut self, verb: &'static str, out: &mut Output) {
+    pub(super) fn no_recipients(&self) -> Reply {
         let code = if self.is_smtp() { 554 } else { 503 };
-        self.refuse(verb, error(code, (5, 5, 1), "Error: no valid recipients"), None, None, out);
+        error(code, (5, 5, 1), "Error: no valid recipients")
     }
 
     /// Content, up to its end or that of the input.
@@ -68,7 +70,7 @@ impl Session {
         }
     }
 
-    fn finished(&mut self, finished: Finished, out: &mut Output) {
+    pub(super) fn finished(&mut self, finished: Finished, out: &mut Output) {
         let replies = match self.settings.protocol {
             Protocol::Smtp => 1,
             Protocol::Lmtp => finished.accepted,

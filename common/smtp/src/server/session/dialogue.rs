@@ -6,6 +6,7 @@ use postern_address::{ForwardPath, Mailbox};
 
 use super::replies::{error, push, too_big};
 use super::{Action, Output, Protocol, Session, Stage};
+use crate::parameters::Body;
 use crate::reply::Reply;
 use crate::server::command::{self, Command, Mail, Rcpt};
 use crate::server::extensions::Extension;
@@ -34,7 +35,20 @@ impl Session {
         // Replies leave in order: only RCPT is understood while RCPTs are open.
         let waiting = !self.asked.is_empty();
         let split = if self.settings.normalise { normalise::split } else { framing::split };
-        match split(input, self.skipping) {
+        let line = split(input, self.skipping);
+        let too_long = matches!(line, Split::Skip { .. } | Split::TooLong { .. });
+        if too_long
+            && !self.skipping
+            && !waiting
+            && input.get(..4).is_some_and(|v| v.eq_ignore_ascii_case(b"BDAT"))
+        {
+            // How much follows it cannot be known.
+            self.reject("BDAT", error(521, (5, 5, 2), "Error: line too long"), None, None, out);
+            self.end("chunk of unknown size", out);
+            return input.len();
+        }
+        match line {
+            Split::Skip { .. } if waiting => 0,
             Split::Skip { consumed } => {
                 self.skipping = true;
                 consumed
@@ -54,6 +68,11 @@ impl Session {
                 let last = !pipelines || matches!(&parsed, Ok(command) if command.ends_group());
                 self.early += u32::from(last && consumed < input.len());
                 match parsed {
+                    Ok(Command::Bdat { size, last }) => self.bdat(size, last, out),
+                    Err(refused) if refused.verb == "BDAT" => {
+                        self.reject("BDAT", refused.reply, None, None, out);
+                        self.end("chunk of unknown size", out);
+                    }
                     Ok(Command::Quit) => self.quit(out),
                     _ if matches!(self.stage, Stage::Barred) => {
                         self.misplaced("UNKNOWN", "Error: access denied", out);
@@ -102,6 +121,7 @@ impl Session {
             Command::Mail(mail) => self.mail(mail, out),
             Command::Rcpt(rcpt) => self.rcpt(*rcpt, out),
             Command::Data => self.data(out),
+            Command::Bdat { size, last } => self.bdat(size, last, out),
             Command::Ehlo(name) if self.is_smtp() => self.hello(name, true, out),
             Command::Helo(name) if self.is_smtp() => self.hello(name, false, out),
             Command::Lhlo(name) if !self.is_smtp() => self.hello(name, true, out),
@@ -123,13 +143,13 @@ impl Session {
             Command::Etrn(argument) if self.settings.asks.etrn => {
                 self.ask(Question::Etrn(argument.into()), Pending::Word("ETRN"), out);
             }
-            Command::Xclient(_) if self.offers("XCLIENT") && matches!(self.stage, Stage::Open(_)) => {
+            Command::Xclient(_) if self.offers("XCLIENT") && self.transaction().is_some() => {
                 self.misplaced("XCLIENT", "Error: mail transaction in progress", out);
             }
             Command::Xclient(attributes) if self.offers("XCLIENT") => {
                 self.ask(Question::Xclient(attributes.into()), Pending::Xclient, out);
             }
-            Command::Xforward(_) if self.offers("XFORWARD") && matches!(self.stage, Stage::Open(_)) => {
+            Command::Xforward(_) if self.offers("XFORWARD") && self.transaction().is_some() => {
                 self.misplaced("XFORWARD", "Error: mail transaction in progress", out);
             }
             Command::Xforward(attributes) if self.offers("XFORWARD") => {
@@ -169,7 +189,7 @@ impl Session {
         if self.greeted.is_none() {
             return self.misplaced("MAIL", "Error: say EHLO first", out);
         }
-        if matches!(self.stage, Stage::Open(_)) {
+        if self.transaction().is_some() {
             return self.misplaced("MAIL", "Error: nested MAIL command", out);
         }
         if mail.parameters.size.is_some_and(|size| size > self.settings.message_size) {
@@ -189,8 +209,10 @@ impl Session {
     }
 
     fn rcpt(&mut self, rcpt: Rcpt, out: &mut Output) {
-        let Stage::Open(transaction) = &self.stage else {
-            return self.misplaced("RCPT", "Error: need MAIL command", out);
+        let transaction = match &self.stage {
+            Stage::Open(transaction) => transaction,
+            Stage::Between(_) => return self.misplaced("RCPT", "Error: the content has begun", out),
+            _ => return self.misplaced("RCPT", "Error: need MAIL command", out),
         };
         let full = transaction.accepted() >= self.settings.recipients;
         let recipient = match rcpt.forward_path {
@@ -216,14 +238,22 @@ impl Session {
 
     fn data(&mut self, out: &mut Output) {
         match &self.stage {
-            Stage::Open(transaction) if transaction.accepted() == 0 => self.no_recipients("DATA", out),
+            // RFC 3030 §3.
+            Stage::Open(transaction) if transaction.mail().1.body == Body::Binary => {
+                self.misplaced("DATA", "Error: BODY=BINARYMIME is for BDAT", out);
+            }
+            Stage::Between(_) => self.misplaced("DATA", "Error: the message comes by BDAT", out),
+            Stage::Open(transaction) if transaction.accepted() == 0 => {
+                let reply = self.no_recipients();
+                self.refuse("DATA", reply, None, None, out);
+            }
             Stage::Open(_) if self.settings.asks.data => self.ask(Question::Data, Pending::Data, out),
             Stage::Open(_) => self.begin_content(out),
             _ => self.misplaced("DATA", "Error: need RCPT command", out),
         }
     }
 
-    fn ask(&mut self, question: Question, pending: Pending, out: &mut Output) {
+    pub(super) fn ask(&mut self, question: Question, pending: Pending, out: &mut Output) {
         let ticket = self.ticket();
         self.asked.push_back(Asked { ticket, pending, answer: None });
         out.actions.push(Action::Ask { ticket, question });
@@ -281,6 +311,11 @@ impl Session {
                 self.drop_transaction(out);
                 self.refuse(stage, reply, from, None, out);
             }
+            Pending::Chunk { size, .. } => {
+                let from = self.transaction().map(|(path, _)| path.clone());
+                self.drop_transaction(out);
+                self.begin_discard(size, reply, from, out);
+            }
             Pending::BadRcpt | Pending::Greeting { .. } | Pending::Word(_) | Pending::Xclient => {
                 self.refuse(stage, reply, None, None, out);
             }
@@ -303,6 +338,7 @@ impl Session {
                 self.say(250, (2, 1, 5), "Ok", out);
             }
             Pending::Data => self.begin_content(out),
+            Pending::Chunk { size, last } => self.begin_chunks(size, last, out),
             Pending::Word(_) => self.say(250, (2, 0, 0), "Ok", out),
             Pending::Xclient => self.begin(out),
             // It has its answer from the beginning.

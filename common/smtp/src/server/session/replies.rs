@@ -67,7 +67,8 @@ impl Session {
 
     /// Ends the transaction, wherever it is, and forgets what was taken of its content.
     pub(super) fn drop_transaction(&mut self, out: &mut Output) {
-        if matches!(std::mem::replace(&mut self.stage, Stage::Idle), Stage::Content(_)) {
+        let stage = std::mem::replace(&mut self.stage, Stage::Idle);
+        if matches!(stage, Stage::Content(_) | Stage::Chunk(..) | Stage::Between(_)) {
             out.actions.push(Action::Dropped);
         }
     }
