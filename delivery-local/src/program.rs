@@ -363,7 +363,7 @@ impl Local {
         let between = |from: Timestamp, to: Timestamp| to.0.saturating_sub(from.0);
         for (target, (_, outcome)) in job.recipients.iter().zip(&outcomes) {
             let status = match outcome {
-                Outcome::Delivered(_) => Status::Sent,
+                Outcome::Delivered(_) | Outcome::Relayed(_) | Outcome::Passed(_) => Status::Sent,
                 Outcome::Deferred(_) => Status::Deferred,
                 Outcome::Failed(_) => Status::Bounced,
             };

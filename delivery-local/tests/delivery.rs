@@ -157,8 +157,12 @@ impl House {
 
     fn send(&mut self, destination: &Destination, content: Content, file: Option<OwnedFd>) -> u64 {
         self.next_job += 1;
-        let target =
-            |index, text: &str| Target { index, recipient: Mailbox::parse(text).unwrap(), original: None };
+        let target = |index, text: &str| Target {
+            index,
+            recipient: Mailbox::parse(text).unwrap(),
+            original: None,
+            parameters: Default::default(),
+        };
         let job = Job {
             job: self.next_job,
             queue_id: QueueId::from_u64(self.next_job),
@@ -168,6 +172,7 @@ impl House {
             recipients: vec![target(3, "a@mx.test"), target(9, "b@mx.test")],
             destination: destination.clone(),
             body: BodyType::SevenBit,
+            options: Default::default(),
             content,
         };
         self.queue.send_with(&ToAgent::Job(job), file.into_iter().collect()).unwrap();
@@ -206,6 +211,7 @@ impl House {
             .map(|(_, outcome)| {
                 let word = match outcome {
                     Outcome::Delivered(_) => "delivered",
+                    Outcome::Relayed(_) | Outcome::Passed(_) => "relayed",
                     Outcome::Deferred(_) => "deferred",
                     Outcome::Failed(_) => "failed",
                 };

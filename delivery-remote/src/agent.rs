@@ -401,7 +401,7 @@ impl Agent {
 impl Counts {
     fn add(&mut self, outcome: &Outcome) {
         match outcome {
-            Outcome::Delivered(_) => self.delivered += 1,
+            Outcome::Delivered(_) | Outcome::Relayed(_) | Outcome::Passed(_) => self.delivered += 1,
             Outcome::Deferred(_) => self.deferred += 1,
             Outcome::Failed(_) => self.failed += 1,
         }

@@ -246,6 +246,7 @@ mod tests {
             index: 100 + n,
             recipient: Mailbox::parse(&format!("u{n}@b.test")).unwrap(),
             original: None,
+            parameters: Default::default(),
         };
         Job {
             job: 1,
@@ -256,6 +257,7 @@ mod tests {
             recipients: (0..recipients).map(target).collect(),
             destination: Destination::Smtp(Nexthop::Address("127.0.0.1:25".parse().unwrap())),
             body: BodyType::SevenBit,
+            options: Default::default(),
             content: Content::Inline(b"x".to_vec()),
         }
     }

@@ -12,7 +12,7 @@ use postern_spool::{QueueId, ReadError, WriteError};
 use crate::intake::{self, Found, FoundMessage, Recovery};
 use crate::pickup::{self, Pickup, Refusal};
 use crate::queue::{QueueManager, Writing, damage};
-use crate::scheduler::Place;
+use crate::scheduler::{Place, Standing};
 
 /// One kind of intake has the loop for so long before others have their turn.
 const SLICE: Duration = Duration::from_millis(5);
@@ -94,18 +94,26 @@ impl QueueManager {
     fn adopt(&mut self, host: &mut Host, file: QueueId, messages: Vec<FoundMessage>, new: bool) {
         self.store.adopt(file, messages.len() as u16);
         for message in messages {
-            let FoundMessage { id, number, finished, arrival, was_deferred, until, held } = message;
+            let FoundMessage { id, number, finished, arrival, was_deferred, until, held, .. } = message;
+            let FoundMessage { not_before, summary, .. } = message;
             let place = Place { file, number };
             if finished {
                 self.remove_finished(host, id, place, true);
                 continue;
             }
-            let known = if new && !was_deferred && !held {
-                !self.scheduler.arrive(id, place)
+            let scheduled = not_before.filter(|at| *at > host.wall());
+            let waits = match scheduled {
+                _ if held => Standing::Held,
+                Some(until) => Standing::Scheduled(until),
+                None => Standing::Deferred(until),
+            };
+            let known = if new && !was_deferred && !held && scheduled.is_none() {
+                !self.scheduler.arrive(id, place, summary)
             } else {
-                let elapsed = until.0.saturating_sub(arrival.0);
+                let begun = arrival.max(not_before.unwrap_or_default());
+                let elapsed = until.0.saturating_sub(begun.0);
                 let attempts = if was_deferred { attempts(elapsed, &self.config.limits) } else { 0 };
-                !self.scheduler.recover(id, place, attempts, until, held)
+                !self.scheduler.recover(id, place, summary, attempts, waits)
             };
             if known {
                 // Ids are unique; whoever copied a file by hand gets it delivered once.
@@ -300,6 +308,7 @@ mod tests {
         let limits = postern_config::QueueLimits {
             lifetime: Duration::from_secs(1000),
             bounce_lifetime: Duration::from_secs(1000),
+            delay_warning: None,
             retry_first: Duration::from_millis(10),
             retry_most: Duration::from_secs(10),
         };

@@ -11,7 +11,7 @@ use crate::bounces;
 use crate::content::{self, Prepared};
 use crate::queue::{QueueManager, Writing, damage};
 use crate::replay::Replay;
-use crate::scheduler::{Action, AgentKind, BounceOrder, Order, Place, Told};
+use crate::scheduler::{Action, AgentKind, BounceOrder, Order, Place, ReportKey, Told};
 
 /// Actions of one turn: then other events have their turn.
 const ACTIONS_A_TURN: usize = 500;
@@ -80,10 +80,7 @@ impl QueueManager {
                 Action::Record(id, place, log) => self.record(host, id, place, log),
                 Action::Tell(told) => tell(host, &told),
                 Action::Bounce(order) => self.bounce(host, order),
-                Action::DropBounce(id) => host.emit(&Event::BounceDropped {
-                    id,
-                    why: "the reverse-path is null: nobody is to be told",
-                }),
+                Action::DropBounce(id, why) => host.emit(&Event::BounceDropped { id, why }),
                 Action::Finished(id, place) => self.finished(host, id, place),
             }
         }
@@ -96,7 +93,7 @@ impl QueueManager {
         let loaded = self.store.fresh(place.file).and_then(|file| {
             let stored = file.messages().get(usize::from(place.number));
             let stored = stored.ok_or_else(|| ReadError::Corrupt("no such message".into()))?;
-            Ok(Replay::new(file.log().iter().chain(&unwritten), place.number).loaded(stored))
+            Ok(Replay::new(file.log().iter().chain(&unwritten), place.number, stored).loaded(stored))
         });
         match loaded {
             Ok(loaded) => self.scheduler.loaded(id, loaded, host.wall()),
@@ -120,13 +117,14 @@ impl QueueManager {
         let now = host.wall();
         let Some(place) = self.scheduler.place(order.id) else { return };
         let length = |address: &postern_address::Mailbox| 8 + address.as_str().len();
-        let beside =
+        let beside: usize =
             order.targets.iter().map(|(to, from)| length(to) + from.as_ref().map_or(1, length)).sum();
         let prepared = self.store.get(place.file).and_then(|file| {
-            let prepared = content::prepare(file, place.number, beside)?;
             let stored = file.messages().get(usize::from(place.number));
             let stored = stored.ok_or_else(|| ReadError::Corrupt("no such message".into()))?;
-            Ok((prepared, stored.envelope.clone()))
+            let envelope = stored.envelope.clone();
+            let beside = beside + order.parameters_size(&envelope.options);
+            Ok((content::prepare(file, place.number, beside)?, envelope))
         });
         let (prepared, envelope) = match prepared {
             Ok(prepared) => prepared,
@@ -136,7 +134,9 @@ impl QueueManager {
         let mut targets = Vec::new();
         for (index, (address, original)) in (0u32..).zip(&order.targets) {
             let Some(reply) = trace.refuses(self.config.hops, &order.destination, address) else {
-                targets.push(Target { index, recipient: address.clone(), original: original.clone() });
+                let parameters = order.parameters(index, &envelope.options, original.as_ref());
+                let (recipient, original) = (address.clone(), original.clone());
+                targets.push(Target { index, recipient, original, parameters });
                 continue;
             };
             tell(
@@ -162,6 +162,7 @@ impl QueueManager {
             queue_id: order.id,
             arrival: envelope.arrival,
             scheduled: order.scheduled,
+            options: order.options(&envelope.options),
             reverse_path: order.owner.map_or(envelope.reverse_path, postern_address::ReversePath::Mailbox),
             recipients: targets,
             destination: order.destination,
@@ -216,17 +217,17 @@ impl QueueManager {
         });
         match written {
             Ok(Some(message)) => {
-                let token = self.next_token(Writing::Bounce { of: order.id, owner: order.owner });
+                let token = self.next_token(Writing::Bounce { of: order.id, key: order.key });
                 self.writer.submit(token, message);
             }
             Ok(None) => {
                 host.emit(&Event::BounceDropped { id: order.id, why: "the reverse-path is null" });
-                self.scheduler.bounced(order.id, order.owner.as_ref(), true, now);
+                self.scheduler.bounced(order.id, &order.key, true, now);
             }
             Err(error) => {
                 let text = format!("{}: cannot write a report to its sender now: {error}", order.id);
                 host.note(Level::Error, &text);
-                self.scheduler.bounced(order.id, order.owner.as_ref(), false, now);
+                self.scheduler.bounced(order.id, &order.key, false, now);
             }
         }
     }
@@ -241,8 +242,8 @@ impl QueueManager {
     pub(crate) fn hear_writer(&mut self, host: &mut Host) {
         for completion in self.writer.completions() {
             match self.writing.remove(&completion.token) {
-                Some(Writing::Bounce { of, owner }) => {
-                    self.bounce_written(host, of, owner.as_ref(), completion.id, completion.result);
+                Some(Writing::Bounce { of, key }) => {
+                    self.bounce_written(host, of, &key, completion.id, completion.result);
                 }
                 Some(Writing::Pickup(pickup)) => {
                     self.picked_up(host, completion.token, &pickup, completion.result)
@@ -256,7 +257,7 @@ impl QueueManager {
         &mut self,
         host: &mut Host,
         of: QueueId,
-        owner: Option<&postern_address::Mailbox>,
+        key: &ReportKey,
         bounce: QueueId,
         result: Result<(), WriteError>,
     ) {
@@ -266,7 +267,7 @@ impl QueueManager {
                 host.note(Level::Error, &format!("{of}: cannot write a report to its sender now: {error}"))
             }
         }
-        self.scheduler.bounced(of, owner, result.is_ok(), host.wall());
+        self.scheduler.bounced(of, key, result.is_ok(), host.wall());
     }
 
     /// The order of things at a message's end is told in [`crate::store`].
@@ -278,7 +279,8 @@ impl QueueManager {
             let left = self.store.fresh(place.file).map(|file| {
                 let stored = file.messages().get(usize::from(place.number));
                 stored.map(|stored| {
-                    removals(&Replay::new(file.log().iter().chain(&unwritten), place.number), stored, place)
+                    let log = file.log().iter().chain(&unwritten);
+                    removals(&Replay::new(log, place.number, stored), stored, place)
                 })
             });
             let ended = left.and_then(|left| match left.filter(|left| !left.is_empty()) {

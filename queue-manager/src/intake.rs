@@ -14,6 +14,7 @@ use postern_spool::{ADOPT_AFTER, QueueId, ReadError, Rescued, SpoolFile, Timesta
 
 use crate::pickup::{COPY_PREFIX, own_copies};
 use crate::replay::Replay;
+use crate::scheduler::{DomainBits, Summary};
 
 /// How often `tmp/` is looked through for what its writer left behind.
 const RESCUE_EVERY: Duration = Duration::from_secs(5);
@@ -121,6 +122,10 @@ pub struct FoundMessage {
     pub until: Timestamp,
     /// It is held.
     pub held: bool,
+    /// Its sender wants it delivered no sooner.
+    pub not_before: Option<Timestamp>,
+    /// What the schedule keeps of it.
+    pub summary: Summary,
 }
 
 /// What recovery says, in order; `Done` is the last.
@@ -187,7 +192,7 @@ fn recover_all(
 /// What stands in a file.
 pub fn read(file: &SpoolFile) -> Vec<FoundMessage> {
     let message = |(number, stored): (u16, &postern_spool::Stored)| {
-        let replay = Replay::new(file.log(), number);
+        let replay = Replay::new(file.log(), number, stored);
         FoundMessage {
             id: stored.id,
             number,
@@ -196,6 +201,11 @@ pub fn read(file: &SpoolFile) -> Vec<FoundMessage> {
             was_deferred: replay.was_deferred(),
             until: replay.next(stored),
             held: replay.held,
+            not_before: stored.envelope.options.hold_until,
+            summary: Summary {
+                priority: stored.envelope.options.priority,
+                domains: DomainBits::of_all(replay.unfinished(stored).map(|(_, address)| address)),
+            },
         }
     };
     (0u16..).zip(file.messages()).map(message).collect()

@@ -37,6 +37,7 @@ pub mod content;
 mod deliver;
 pub mod intake;
 mod operator;
+mod passing;
 pub mod pickup;
 mod queue;
 pub mod replay;

@@ -163,17 +163,15 @@ fn summary(
 ) -> Result<(MessageSummary, Replay), ReadError> {
     let unwritten = store.unwritten(place.file).to_vec();
     let file = store.fresh(place.file)?;
-    let replay = Replay::new(file.log().iter().chain(&unwritten), place.number);
     let stored = stored(file.messages(), place)?;
+    let replay = Replay::new(file.log().iter().chain(&unwritten), place.number, stored);
     let why = |n: u32| replay.why(n).map(|why| why.chars().take(REASON_MAX).collect());
     let unfinished = replay.unfinished(stored);
     let summary = MessageSummary {
         id,
         state: match standing {
             Standing::Active => MessageState::Active,
-            Standing::Deferred(until) if stored.envelope.options.hold_until == Some(until) => {
-                MessageState::Scheduled(until)
-            }
+            Standing::Scheduled(until) => MessageState::Scheduled(until),
             Standing::Deferred(until) => MessageState::Deferred(until),
             Standing::Held => MessageState::Held,
         },

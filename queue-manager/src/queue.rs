@@ -18,7 +18,7 @@ use postern_spool::{IdAllocator, QueueId, ReadError, Slot, Writer, WriterDirs};
 use crate::intake::{Janitor, JanitorDirs, Recovery, Troubles, Watcher, recover};
 use crate::operator::{Operators, detail};
 use crate::pickup::Pickup;
-use crate::scheduler::{AgentKind, Limits, Scheduler};
+use crate::scheduler::{AgentKind, Limits, ReportKey, Scheduler};
 use crate::store::Store;
 
 /// Directories are scanned so often, whatever the kernel told.
@@ -70,12 +70,12 @@ pub struct QueueManager {
 /// What the writer writes for us.
 #[derive(Debug)]
 pub(crate) enum Writing {
-    /// A report on a message, for an owner or the sender.
+    /// A report on a message.
     Bounce {
-        /// The message that failed.
+        /// The message.
         of: QueueId,
-        /// Whom the report is for in place of the sender.
-        owner: Option<postern_address::Mailbox>,
+        /// Which of its reports.
+        key: ReportKey,
     },
     /// A message of a local program.
     Pickup(Box<Pickup>),
@@ -217,11 +217,12 @@ impl Program for QueueManager {
     }
 
     fn counters(&self) -> Vec<(String, u64)> {
-        let (all, deferred, held) = self.scheduler.sizes();
+        let (all, deferred, scheduled, held) = self.scheduler.sizes();
         let counts = self.scheduler.counts();
         [
-            ("active", (all - deferred - held) as u64),
+            ("active", (all - deferred - scheduled - held) as u64),
             ("deferred", deferred as u64),
+            ("scheduled", scheduled as u64),
             ("held", held as u64),
             ("delivered", counts.delivered),
             ("deferrals", counts.deferred),

@@ -1,11 +1,12 @@
 //! What a spool file's log means: who of a message is left, when to try next, and why not yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use postern_address::{Mailbox, ReversePath};
+use postern_smtp::parameters::RcptParameters;
 use postern_spool::{DoneStatus, LogEntry, LogRecord, Stored, Timestamp};
 
-use crate::scheduler::{Loaded, Unfinished};
+use crate::scheduler::{Loaded, Owed, Unfinished};
 
 /// One message, read from its envelope and its log.
 #[derive(Debug, Default)]
@@ -16,14 +17,22 @@ pub struct Replay {
     done: BTreeMap<u32, Vec<Mailbox>>,
     /// The last deferral of each delivery that is not done: until when, and why.
     deferred: BTreeMap<(u32, Option<Mailbox>), (Timestamp, String)>,
-    /// An operator holds it.
+    /// An operator holds it, or a rule did and no operator has released it.
     pub held: bool,
+    /// The sender was told that it is late.
+    delay_told: bool,
+    /// Reports of success that are not yet in the spool.
+    owed: BTreeMap<u32, Vec<Owed>>,
+    /// Recipients of whom such a report is in the spool.
+    told: BTreeSet<u32>,
+    /// Recipients of whom nothing but such a report is left.
+    complete: BTreeSet<u32>,
 }
 
 impl Replay {
     /// Reads the records of message `number`.
-    pub fn new<'r>(log: impl IntoIterator<Item = &'r LogRecord>, number: u16) -> Self {
-        let mut replay = Self::default();
+    pub fn new<'r>(log: impl IntoIterator<Item = &'r LogRecord>, number: u16, stored: &Stored) -> Self {
+        let mut replay = Self { held: stored.envelope.options.held, ..Self::default() };
         for record in log.into_iter().filter(|record| record.message == number) {
             match &record.what {
                 LogEntry::Done { recipient, address: None, status } => {
@@ -38,11 +47,18 @@ impl Replay {
                 }
                 LogEntry::Held => replay.held = true,
                 LogEntry::Released => replay.held = false,
-                LogEntry::BounceSent
-                | LogEntry::DelaySent
-                | LogEntry::Owed { .. }
-                | LogEntry::Complete { .. }
-                | LogEntry::Told { .. } => {}
+                LogEntry::BounceSent => {}
+                LogEntry::DelaySent => replay.delay_told = true,
+                LogEntry::Owed { recipient, address, action, relay, reply } => {
+                    let (address, action) = (address.clone(), *action);
+                    let owed = Owed { address, action, relay: relay.clone(), reply: reply.clone() };
+                    replay.owed.entry(*recipient).or_default().push(owed);
+                }
+                LogEntry::Complete { recipient } => drop(replay.complete.insert(*recipient)),
+                LogEntry::Told { recipient } => {
+                    replay.owed.remove(recipient);
+                    replay.told.insert(*recipient);
+                }
             }
         }
         replay
@@ -76,13 +92,22 @@ impl Replay {
 
     /// For an attempt.
     pub fn loaded(&self, stored: &Stored) -> Loaded {
+        let options = &stored.envelope.options;
+        let said: BTreeMap<u32, &RcptParameters> = options.recipients.iter().map(|(n, s)| (*n, s)).collect();
         let recipients = self.unfinished(stored).map(|(index, address)| Unfinished {
             index,
             address: address.clone(),
             done: self.done.get(&index).cloned().unwrap_or_default(),
+            wishes: said.get(&index).and_then(|said| said.notify).into(),
+            owed: self.owed.get(&index).cloned().unwrap_or_default(),
+            complete: self.complete.contains(&index),
+            told: self.told.contains(&index),
         });
         Loaded {
             arrival: stored.envelope.arrival,
+            not_before: options.hold_until,
+            deadline: options.deliver_by.map(|deadline| (deadline.at, deadline.mode)),
+            delay_told: self.delay_told,
             null_sender: stored.envelope.reverse_path == ReversePath::Null,
             recipients: recipients.collect(),
         }
@@ -130,7 +155,7 @@ mod tests {
             (0, LogEntry::Held),
         ];
         let log = log.map(|(message, what)| LogRecord { message, what });
-        let replay = Replay::new(&log, 0);
+        let replay = Replay::new(&log, 0, &stored);
         assert!(replay.held && replay.was_deferred());
         assert_eq!((replay.why(0), replay.why(2)), (None, Some("450")));
         assert_eq!(replay.next(&stored), Timestamp(80));
@@ -139,10 +164,10 @@ mod tests {
         assert_eq!(
             loaded.recipients,
             [
-                Unfinished { index: 1, address: mailbox("b@x"), done: vec![mailbox("b1@x")] },
-                Unfinished { index: 2, address: mailbox("c@x"), done: vec![] },
+                Unfinished { done: vec![mailbox("b1@x")], ..Unfinished::new(1, mailbox("b@x")) },
+                Unfinished::new(2, mailbox("c@x")),
             ]
         );
-        assert_eq!(Replay::new(&log[..1], 0).next(&stored), Timestamp(0));
+        assert_eq!(Replay::new(&log[..1], 0, &stored).next(&stored), Timestamp(0));
     }
 }

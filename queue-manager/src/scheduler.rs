@@ -1,7 +1,7 @@
 //! The schedule: which message is tried when, and which job goes to which agent next. No I/O, no clock, no
 //! threads: events and the time go in, [`Action`]s come out.
 //!
-//! A message in memory is queued, deferred, held or active. An attempt begins with [`Action::Load`], asks
+//! A message in memory is queued, scheduled, deferred, held or active. An attempt begins with [`Action::Load`], asks
 //! lookup for every unfinished recipient, groups what comes back by destination and owner, queues the
 //! groups at their destinations, and ends when nothing of it is asked, queued or in a job. Only then is the
 //! message deferred, bounced from or finished.
@@ -16,12 +16,15 @@ mod attempt;
 mod destination;
 mod dispatch;
 mod message;
+mod ranked;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-use postern_address::Mailbox;
+use std::time::Duration;
+
+use postern_address::{Domain, Mailbox};
 use postern_config::QueueLimits;
 use postern_event::Status;
 use postern_ipc::queue_agent::{Destination, Report};
@@ -29,10 +32,11 @@ use postern_smtp::Reply;
 use postern_spool::{LogEntry, QueueId, Timestamp};
 
 pub use dispatch::AgentKind;
-pub use message::{Loaded, Place, Unfinished};
+pub use message::{DomainBits, Late, Loaded, Owed, Place, Summary, Unfinished, Wishes};
 
 use destination::Destinations;
 use message::{Active, Entry, State, Wish};
+use ranked::Ranked;
 
 /// Messages with an attempt under way at once. Each costs its recipients in memory.
 const ACTIVE_MAX: usize = 5000;
@@ -42,6 +46,8 @@ const ACTIVE_OLD_MAX: usize = ACTIVE_MAX / 2;
 const RECIPIENTS_MAX: usize = 200_000;
 /// Questions at lookup at once.
 const QUESTIONS_MAX: usize = 256;
+/// Who asked to be told of delay is told after so long, where nothing is configured.
+const DELAY_WARNING: Duration = Duration::from_secs(4 * 3600);
 /// A job that outlived this many deaths of its agent may be what kills it: it waits like any deferred one.
 const LOSSES_MAX: u8 = 3;
 
@@ -58,6 +64,10 @@ pub struct Limits {
     pub bounce_lifetime: u64,
     /// Jobs to one destination at once.
     pub connections: u32,
+    /// The sender is told that a message is late when it is so old, if it asked for that.
+    pub delay_warning: u64,
+    /// The same if it said nothing of it: never when none.
+    pub delay_warning_unasked: Option<u64>,
 }
 
 /// What the shell is to do.
@@ -80,8 +90,8 @@ pub enum Action {
     Tell(Told),
     /// Write a report to the sender, and call [`Scheduler::bounced`] when it is on disk or cannot be.
     Bounce(BounceOrder),
-    /// Recipients failed and nobody can be told: the message has the null reverse-path.
-    DropBounce(QueueId),
+    /// Recipients failed and nobody is told: why.
+    DropBounce(QueueId, &'static str),
     /// Every recipient is recorded as done, or an operator removed the message: it goes.
     Finished(QueueId, Place),
 }
@@ -101,8 +111,21 @@ pub struct Order {
     pub owner: Option<Mailbox>,
     /// Final address and, where an alias changed it, the envelope's; results name their places here.
     pub targets: Vec<(Mailbox, Option<Mailbox>)>,
+    /// Of each target, its recipient's place in the envelope and what the next hop is told of it.
+    pub recipients: Vec<(u32, Passing)>,
     /// When the message was taken up for this attempt.
     pub scheduled: Timestamp,
+}
+
+/// What of a sender's wishes goes on with a delivery (RFC 3461 §5.2.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passing {
+    /// All of it.
+    Everything,
+    /// All but that it wants to hear of success: it was told that the recipient is several.
+    NoSuccess,
+    /// Nothing: the mail is a list's from here on.
+    Nothing,
 }
 
 /// A result for the log of events.
@@ -129,13 +152,37 @@ pub struct Told {
 pub struct BounceOrder {
     /// The message.
     pub id: QueueId,
-    /// `owner-LIST`; none for the envelope's reverse-path.
-    pub owner: Option<Mailbox>,
-    /// Which recipients failed, and why.
+    /// For whom it is, and of what.
+    pub key: ReportKey,
+    /// Which recipients failed or are late, and why.
     pub failures: Vec<Failure>,
+    /// Which succeeded: the place in the envelope, its address there, what is told.
+    pub owed: Vec<(u32, Mailbox, Owed)>,
+    /// Until when those that are late are tried.
+    pub tried_until: Timestamp,
 }
 
-/// A recipient that will not be reached.
+/// Names a report on a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportKey {
+    /// What it tells.
+    pub kind: ReportKind,
+    /// `owner-LIST`; none for the envelope's reverse-path.
+    pub owner: Option<Mailbox>,
+}
+
+/// What a report tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportKind {
+    /// These will not be reached.
+    Failure,
+    /// These were not reached yet.
+    Delay,
+    /// These were reached.
+    Success,
+}
+
+/// A recipient that will not be reached, or was not yet.
 #[derive(Clone, Debug)]
 pub struct Failure {
     /// Its place in the envelope.
@@ -147,7 +194,7 @@ pub struct Failure {
     /// The last words about it.
     pub report: Report,
     /// It was given up for its age.
-    pub expired: bool,
+    pub expired: Option<Late>,
 }
 
 /// What was done so far, for `postern status`.
@@ -168,9 +215,13 @@ pub struct Counts {
 pub struct Scheduler {
     limits: Limits,
     messages: BTreeMap<QueueId, Entry>,
-    fresh: VecDeque<QueueId>,
-    due: VecDeque<QueueId>,
+    fresh: Ranked<QueueId>,
+    due: Ranked<QueueId>,
     wake: BTreeSet<(Timestamp, QueueId)>,
+    /// Those that wait for the time their senders set.
+    scheduled: BTreeSet<(Timestamp, QueueId)>,
+    /// To be tried though their destinations are down.
+    forced: HashSet<QueueId>,
     active: usize,
     active_old: usize,
     /// Recipients of the active messages.
@@ -205,6 +256,8 @@ pub enum Standing {
     Active,
     /// Waits until then.
     Deferred(Timestamp),
+    /// Waits until then, as its sender wants.
+    Scheduled(Timestamp),
     /// Held.
     Held,
 }
@@ -218,6 +271,8 @@ impl From<(&QueueLimits, u32)> for Limits {
             lifetime: milliseconds(limits.lifetime),
             bounce_lifetime: milliseconds(limits.bounce_lifetime),
             connections,
+            delay_warning: milliseconds(limits.delay_warning.unwrap_or(DELAY_WARNING)),
+            delay_warning_unasked: limits.delay_warning.map(milliseconds),
         }
     }
 }
@@ -228,9 +283,11 @@ impl Scheduler {
         Self {
             limits,
             messages: BTreeMap::new(),
-            fresh: VecDeque::new(),
-            due: VecDeque::new(),
+            fresh: Ranked::default(),
+            due: Ranked::default(),
             wake: BTreeSet::new(),
+            scheduled: BTreeSet::new(),
+            forced: HashSet::new(),
             active: 0,
             active_old: 0,
             recipients: 0,
@@ -255,27 +312,47 @@ impl Scheduler {
     }
 
     /// A new message. False when the id is known already.
-    pub fn arrive(&mut self, id: QueueId, place: Place) -> bool {
+    pub fn arrive(&mut self, id: QueueId, place: Place, summary: Summary) -> bool {
         if self.messages.contains_key(&id) {
             return false;
         }
-        self.messages.insert(id, Entry::new(place, 0, State::Queued));
-        self.fresh.push_back(id);
+        self.messages.insert(id, Entry::new(place, summary, 0, State::Queued));
+        self.fresh.push_back(summary.priority, id);
         true
     }
 
-    /// A message found in the queue at the start: tried before (`attempts`), to be tried at `until`, or held.
+    /// A message that is not to be tried at once: tried before (`attempts`), to be tried at a time, or held.
     /// False when the id is known already.
-    pub fn recover(&mut self, id: QueueId, place: Place, attempts: u8, until: Timestamp, held: bool) -> bool {
+    pub fn recover(
+        &mut self,
+        id: QueueId,
+        place: Place,
+        summary: Summary,
+        attempts: u8,
+        waits: Standing,
+    ) -> bool {
         if self.messages.contains_key(&id) {
             return false;
         }
-        let state = if held { State::Held } else { State::Deferred(until) };
-        self.held += usize::from(held);
-        if !held {
-            self.wake.insert((until, id));
-        }
-        self.messages.insert(id, Entry::new(place, attempts, state));
+        let state = match waits {
+            Standing::Held => {
+                self.held += 1;
+                State::Held
+            }
+            Standing::Scheduled(until) => {
+                self.scheduled.insert((until, id));
+                State::Scheduled(until)
+            }
+            Standing::Deferred(until) => {
+                self.wake.insert((until, id));
+                State::Deferred(until)
+            }
+            Standing::Active => {
+                self.due.push_back(summary.priority, id);
+                State::Queued
+            }
+        };
+        self.messages.insert(id, Entry::new(place, summary, attempts, state));
         true
     }
 
@@ -296,7 +373,8 @@ impl Scheduler {
 
     /// When [`Scheduler::next`] has something to do though nothing happens.
     pub fn deadline(&self) -> Option<Timestamp> {
-        if self.stopping { None } else { self.wake.first().map(|&(at, _)| at) }
+        let next = [&self.wake, &self.scheduled].into_iter().filter_map(|set| set.first());
+        next.map(|&(at, _)| at).min().filter(|_| !self.stopping)
     }
 
     /// Nothing new is begun from now on.
@@ -326,9 +404,9 @@ impl Scheduler {
         self.messages.range((from, Unbounded)).map(|(id, entry)| (*id, entry.place(), standing(entry)))
     }
 
-    /// Messages in all, those deferred and those held.
-    pub fn sizes(&self) -> (usize, usize, usize) {
-        (self.messages.len(), self.wake.len(), self.held)
+    /// Messages in all, those deferred, those scheduled and those held.
+    pub fn sizes(&self) -> (usize, usize, usize, usize) {
+        (self.messages.len(), self.wake.len(), self.scheduled.len(), self.held)
     }
 
     /// What was done so far.
@@ -336,8 +414,8 @@ impl Scheduler {
         self.counts
     }
 
-    /// Tries a deferred message now, or all of them; destinations that were down get another chance.
-    /// False when there is no such message, or it is held.
+    /// Tries a deferred message now, or all of them; destinations that were down get another chance. A time
+    /// that a sender set stays. False when there is no such message, or it is held or waits for such a time.
     pub fn flush(&mut self, id: Option<QueueId>) -> bool {
         self.destinations.iter_mut().for_each(|(_, place)| {
             (place.failures, place.down_until) = (0, Timestamp(0));
@@ -357,10 +435,25 @@ impl Scheduler {
                     self.make_due(id);
                     true
                 }
-                Some(State::Held) => false,
+                Some(State::Held | State::Scheduled(_)) => false,
                 Some(_) => true,
             },
         }
+    }
+
+    /// Tries every deferred message for a domain now, though its destination was found down (ETRN, RFC 1985).
+    /// A few for other domains may be among them. How many there are.
+    pub fn flush_destination(&mut self, domain: &Domain) -> usize {
+        let bits = DomainBits::of(domain.as_str());
+        let holds = |id: &QueueId| self.messages.get(id).is_some_and(|entry| entry.domains.may_hold(bits));
+        let found: Vec<(Timestamp, QueueId)> =
+            self.wake.iter().filter(|(_, id)| holds(id)).copied().collect();
+        for key in &found {
+            self.wake.remove(key);
+            self.forced.insert(key.1);
+            self.make_due(key.1);
+        }
+        found.len()
     }
 
     /// Keeps a message from being tried; what is in a job already ends first. False when there is none.
@@ -373,9 +466,11 @@ impl Scheduler {
                 self.end_if_quiet(id, now);
             }
             State::Held => {}
-            State::Queued | State::Deferred(_) => {
-                if let State::Deferred(until) = entry.state {
-                    self.wake.remove(&(until, id));
+            State::Queued | State::Deferred(_) | State::Scheduled(_) => {
+                match entry.state {
+                    State::Deferred(until) => drop(self.wake.remove(&(until, id))),
+                    State::Scheduled(until) => drop(self.scheduled.remove(&(until, id))),
+                    _ => {}
                 }
                 entry.state = State::Held;
                 self.held += 1;
@@ -414,9 +509,10 @@ impl Scheduler {
                 self.withdraw(id);
                 self.end_if_quiet(id, now);
             }
-            State::Queued | State::Deferred(_) | State::Held => {
+            State::Queued | State::Deferred(_) | State::Scheduled(_) | State::Held => {
                 match entry.state {
                     State::Deferred(until) => drop(self.wake.remove(&(until, id))),
+                    State::Scheduled(until) => drop(self.scheduled.remove(&(until, id))),
                     State::Held => self.held -= 1,
                     _ => {}
                 }
@@ -429,8 +525,10 @@ impl Scheduler {
 
     /// Drops a message from memory alone: its file was set aside.
     pub fn forget(&mut self, id: QueueId) {
+        self.forced.remove(&id);
         match self.messages.remove(&id).map(|entry| entry.state) {
             Some(State::Deferred(until)) => drop(self.wake.remove(&(until, id))),
+            Some(State::Scheduled(until)) => drop(self.scheduled.remove(&(until, id))),
             Some(State::Active(active)) => {
                 self.active -= 1;
                 self.active_old -= usize::from(!active.fresh);
@@ -454,7 +552,7 @@ impl Scheduler {
     fn make_due(&mut self, id: QueueId) {
         if let Some(entry) = self.messages.get_mut(&id) {
             entry.state = State::Queued;
-            self.due.push_back(id);
+            self.due.push_back(entry.priority, id);
         }
     }
 
@@ -469,11 +567,9 @@ impl Scheduler {
                 self.wake.insert((until, id));
             }
         }
-        while let Some(&(at, id)) = self.wake.first() {
-            if at > now {
-                return;
-            }
-            self.wake.pop_first();
+        while let Some((_, id)) =
+            pop_until(&mut self.wake, now).or_else(|| pop_until(&mut self.scheduled, now))
+        {
             self.make_due(id);
         }
     }
@@ -496,17 +592,25 @@ impl Scheduler {
             let fresh = fresh.is_some();
             self.active += 1;
             self.active_old += usize::from(!fresh);
-            entry.state = State::Active(Box::new(Active::loading(fresh)));
+            let forced = self.forced.remove(&id);
+            entry.state = State::Active(Box::new(Active::loading(fresh, forced, entry.priority)));
             return Some(Action::Load(id));
         }
         None
     }
 }
 
+/// The first of those whose time has come.
+fn pop_until(waiting: &mut BTreeSet<(Timestamp, QueueId)>, now: Timestamp) -> Option<(Timestamp, QueueId)> {
+    waiting.first().filter(|(at, _)| *at <= now)?;
+    waiting.pop_first()
+}
+
 fn standing(entry: &Entry) -> Standing {
     match entry.state {
         State::Queued | State::Active(_) => Standing::Active,
         State::Deferred(until) => Standing::Deferred(until),
+        State::Scheduled(until) => Standing::Scheduled(until),
         State::Held => Standing::Held,
     }
 }

@@ -93,6 +93,7 @@ pub const KEYS: &[Key] = &[
     key("[queue]", "min-free", "\"64 MiB\""),
     key("[queue]", "min-inodes", "1000"),
     key("[delivery]", "connections", "20"),
+    key("[queue]", "delay-warning", "after 4 h, to those who asked"),
     key("[delivery]", "jobs", "200"),
     key("[delivery]", "connect-timeout", "\"30 s\""),
     key("[delivery]", "reply-timeout", "\"5 min\""),

@@ -299,6 +299,7 @@ impl Reader<'_> {
         (limits, reserve)
     }
 
+            delay_warning: self.time(&section, "delay-warning", SECOND),
     fn delivery(&mut self, root: &DeTable<'_>) -> Delivery {
         let section = self.section(root, "[delivery]");
         Delivery {

@@ -289,6 +289,8 @@ pub struct QueueLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reserve {
     /// `min-free` octets, default 64 MiB.
+    /// `delay-warning`: when a sender hears that its message waits. None: after 4 h those who asked.
+    pub delay_warning: Option<Duration>,
     pub octets: u64,
     /// `min-inodes`, default 1000.
     pub inodes: u64,

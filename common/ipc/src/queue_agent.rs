@@ -6,7 +6,8 @@
 use postern_address::{Mailbox, ReversePath};
 pub use postern_config::{LmtpServer, Nexthop};
 use postern_smtp::Reply;
-use postern_spool::{BodyType, QueueId, Timestamp};
+use postern_smtp::parameters::RcptParameters;
+use postern_spool::{BodyType, Options, QueueId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// Content up to this many octets (prepended lines included) travels in the frame.
@@ -65,6 +66,8 @@ pub struct Job {
     pub destination: Destination,
     /// For BODY=.
     pub body: BodyType,
+    /// What the sender asked for, as far as the next hop is to know; of recipients, see [`Target`].
+    pub options: Options,
     /// The message, trace lines included, with CRLF line ends and no dot-stuffing.
     pub content: Content,
 }
@@ -78,6 +81,8 @@ pub struct Target {
     pub recipient: Mailbox,
     /// What the envelope said, where an alias changed it: `orig_to=` in the log.
     pub original: Option<Mailbox>,
+    /// What the next hop is to be asked for it.
+    pub parameters: RcptParameters,
 }
 
 /// Where a message's bytes are.
@@ -131,8 +136,12 @@ pub enum MailboxKind {
 /// What became of one recipient in one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// Durably in the mailbox, or the other server took it.
+    /// Durably in the mailbox.
     Delivered(Report),
+    /// The other server took it, and will not tell the sender of success (RFC 3461 §5.2.2).
+    Relayed(Report),
+    /// The other server took it, and what the sender asked to be told with it (RFC 3461 §5.2.1).
+    Passed(Report),
     /// Try again later.
     Deferred(Report),
     /// Never: bounce.
@@ -157,7 +166,11 @@ impl Outcome {
     /// The words, whatever the outcome.
     pub fn report(&self) -> &Report {
         match self {
-            Self::Delivered(report) | Self::Deferred(report) | Self::Failed(report) => report,
+            Self::Delivered(report)
+            | Self::Relayed(report)
+            | Self::Passed(report)
+            | Self::Deferred(report)
+            | Self::Failed(report) => report,
         }
     }
 }

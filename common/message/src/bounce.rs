@@ -1,4 +1,4 @@
-//! Non-delivery reports (RFC 3464 in a multipart/report, RFC 6522).
+//! Reports to senders: of failure, of delay, of success (RFC 3464 in a multipart/report, RFC 6522).
 //!
 //! Three parts: the facts in plain words for a human, the same for a program, and the message itself or its
 //! header section. Everything that came from outside is cleaned before it is written into a line, and
@@ -37,21 +37,55 @@ pub struct Bounce<'a> {
     pub arrival: u64,
     /// Its envelope's reverse-path, for the human.
     pub sender: &'a str,
-    /// Who was not reached; at least one.
+    /// What is told.
+    pub kind: Kind,
+    /// The sender's own name for the envelope (RFC 3461 §4.4).
+    pub envid: Option<&'a str>,
+    /// Whom it is about; at least one.
     pub failures: &'a [Failed<'a>],
     /// The message, or as much of its beginning as holds the header section.
     pub content: &'a [u8],
-    /// `content` is the whole message.
+    /// `content` is the whole message, and may be returned.
     pub whole: bool,
 }
 
-/// A recipient that was not reached.
+/// What a report tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// That it was given up.
+    Failure,
+    /// That it is late, and tried until then: milliseconds since 1970.
+    Delay(u64),
+    /// That it arrived.
+    Success,
+}
+
+/// What became of a recipient (RFC 3464 §2.3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Given up.
+    Failed,
+    /// Tried again.
+    Delayed,
+    /// In the mailbox.
+    Delivered,
+    /// With a host that makes no such reports.
+    Relayed,
+    /// Sent to several.
+    Expanded,
+}
+
+/// A recipient of whom is told.
 #[derive(Clone, Debug)]
 pub struct Failed<'a> {
     /// The address that was tried.
     pub address: &'a Mailbox,
     /// What the envelope said, where an alias changed it.
     pub original: Option<&'a Mailbox>,
+    /// What the sender calls it: type and address (RFC 3461 §4.2).
+    pub orcpt: Option<(&'a str, &'a str)>,
+    /// What became of it.
+    pub action: Action,
     /// `5.1.1` (RFC 3463).
     pub status: String,
     /// Who said so: `name[address]:port`.
@@ -86,13 +120,13 @@ pub fn compose(bounce: &Bounce<'_>) -> Composed {
          From: Mail Delivery System <MAILER-DAEMON@{host}>\r\n\
          To: <{to}>\r\n\
          Message-ID: <{id}@{host}>\r\n\
-         Subject: Undelivered Mail Returned to Sender\r\n\
+         Subject: {subject}\r\n\
          Auto-Submitted: auto-replied\r\n\
          MIME-Version: 1.0\r\n\
          Content-Type: multipart/report; report-type=delivery-status;\r\n\tboundary=\"{boundary}\"\r\n\
          Content-Transfer-Encoding: {encoding}\r\n\
          \r\n\
-         This is a report about mail that could not be delivered, in MIME format.\r\n\
+         This is a report about the delivery of mail, in MIME format.\r\n\
          \r\n\
          --{boundary}\r\n\
          Content-Description: Notification\r\n\
@@ -107,10 +141,20 @@ pub fn compose(bounce: &Bounce<'_>) -> Composed {
          {status}\
          \r\n\
          --{boundary}\r\n\
-         Content-Description: Undelivered message\r\n\
+         Content-Description: {description}\r\n\
          Content-Type: {kind}\r\n\
          Content-Transfer-Encoding: {encoding}\r\n\
          \r\n",
+        subject = match bounce.kind {
+            Kind::Failure => "Undelivered Mail Returned to Sender",
+            Kind::Delay(_) => "Delayed Mail (still being retried)",
+            Kind::Success => "Successful Mail Delivery Report",
+        },
+        description = match bounce.kind {
+            Kind::Failure => "Undelivered message",
+            Kind::Delay(_) => "Delayed message",
+            Kind::Success => "Delivered message",
+        },
         date = date(bounce.now),
         host = bounce.hostname,
         to = bounce.to,
@@ -126,14 +170,24 @@ pub fn compose(bounce: &Bounce<'_>) -> Composed {
 
 /// For a human (RFC 6522 §3, first part).
 fn words(bounce: &Bounce<'_>) -> String {
-    let mut text = format!(
-        "This is the mail system at host {}.\r\n\
-         \r\n\
-         Your message could not be delivered to everyone it was for. The\r\n\
-         recipients below did not get it, and it will not be tried again.\r\n\
-         The message, or its beginning, is attached.\r\n",
-        bounce.hostname
-    );
+    let what = match bounce.kind {
+        Kind::Failure => "Your message could not be delivered to everyone it was for. The\r\n\
+             recipients below did not get it, and it will not be tried again.\r\n\
+             The message, or its beginning, is attached.\r\n"
+            .to_owned(),
+        Kind::Delay(until) => format!(
+            "Your message could not be delivered to the recipients below yet.\r\n\
+             You do not need to send it again: it will be tried until\r\n\
+             {}.\r\n\
+             The header of the message is attached.\r\n",
+            date(until)
+        ),
+        Kind::Success => "Your message was delivered to the recipients below, as you asked\r\n\
+             to be told. Where it says so, it was handed on to where no more is\r\n\
+             told. The header of the message is attached.\r\n"
+            .to_owned(),
+    };
+    let mut text = format!("This is the mail system at host {}.\r\n\r\n{what}", bounce.hostname);
     for failed in bounce.failures {
         text.push_str("\r\n");
         let original = failed.original.map(|o| format!(" (expanded from <{}>)", ascii(o.as_str())));
@@ -143,7 +197,13 @@ fn words(bounce: &Bounce<'_>) -> String {
             Some(remote) if failed.is_remote => format!("host {} said: ", ascii(remote)),
             _ => String::new(),
         };
-        let age = if failed.expired { "not delivered in time. The last attempt: " } else { "" };
+        let age = match failed.action {
+            _ if failed.expired => "not delivered in time. The last attempt: ",
+            Action::Failed | Action::Delayed => "",
+            Action::Delivered => "delivered. ",
+            Action::Relayed => "relayed to a host that does not tell of delivery. ",
+            Action::Expanded => "is an alias of several; no more is told of them. ",
+        };
         text.push_str("    ");
         fold(&mut text, &format!("{age}{who}{}", quoted_reply(failed)), "    ");
     }
@@ -152,28 +212,43 @@ fn words(bounce: &Bounce<'_>) -> String {
 
 /// For a program (RFC 3464 §2).
 fn status(bounce: &Bounce<'_>) -> String {
-    let mut text = format!(
-        "Reporting-MTA: dns; {}\r\nX-Postern-Queue-ID: {}\r\n",
-        ascii(bounce.hostname),
-        ascii(bounce.message_id)
-    );
+    let mut text = String::new();
+    if let Some(envid) = bounce.envid {
+        field(&mut text, "Original-Envelope-Id", &ascii(envid));
+    }
+    field(&mut text, "Reporting-MTA", &format!("dns; {}", ascii(bounce.hostname)));
+    field(&mut text, "X-Postern-Queue-ID", &ascii(bounce.message_id));
     // A comment for those who look, not a field of the RFC.
     let sender = if bounce.sender.is_empty() { "" } else { bounce.sender };
     field(&mut text, "X-Postern-Sender", &address(sender));
     field(&mut text, "Arrival-Date", &date(bounce.arrival));
     for failed in bounce.failures {
         text.push_str("\r\n");
-        if let Some(original) = failed.original {
-            field(&mut text, "Original-Recipient", &address(original.as_str()));
+        match (failed.orcpt, failed.original) {
+            (Some((kind, orcpt)), _) => {
+                field(&mut text, "Original-Recipient", &format!("{}; {}", ascii(kind), seven_bit(orcpt)));
+            }
+            (None, Some(original)) => field(&mut text, "Original-Recipient", &address(original.as_str())),
+            (None, None) => {}
         }
         field(&mut text, "Final-Recipient", &address(failed.address.as_str()));
-        field(&mut text, "Action", "failed");
+        let action = match failed.action {
+            Action::Failed => "failed",
+            Action::Delayed => "delayed",
+            Action::Delivered => "delivered",
+            Action::Relayed => "relayed",
+            Action::Expanded => "expanded",
+        };
+        field(&mut text, "Action", action);
         field(&mut text, "Status", &failed.status);
         if let Some(remote) = failed.remote.filter(|_| failed.is_remote) {
             field(&mut text, "Remote-MTA", &format!("dns; {}", ascii(&host_name(remote))));
         }
         let kind = if failed.is_remote { "smtp" } else { "x-postern" };
         field(&mut text, "Diagnostic-Code", &format!("{kind}; {}", quoted_reply(failed)));
+        if let Kind::Delay(until) = bounce.kind {
+            field(&mut text, "Will-Retry-Until", &date(until));
+        }
     }
     text
 }
@@ -195,10 +270,18 @@ fn field(out: &mut String, name: &str, value: &str) {
 
 /// RFC 3464 §2.1.2; a UTF-8 address in the 7-bit form of RFC 6533 §3.
 fn address(text: &str) -> String {
-    if text.is_ascii() {
-        return format!("rfc822; {text}");
+    match text.is_ascii() {
+        true => format!("rfc822; {}", ascii(text)),
+        false => format!("utf-8; {}", seven_bit(text)),
     }
-    let mut out = String::from("utf-8; ");
+}
+
+/// An address as it stands in a field that holds nothing but ASCII.
+fn seven_bit(text: &str) -> String {
+    if text.is_ascii() {
+        return ascii(text);
+    }
+    let mut out = String::new();
     for c in text.chars() {
         if c.is_ascii_graphic() && !"\\+=".contains(c) {
             out.push(c);
@@ -255,11 +338,15 @@ fn fold(out: &mut String, text: &str, indent: &str) {
 /// The last part: media type and content.
 fn returned(bounce: &Bounce<'_>) -> (&'static str, Vec<u8>) {
     let content = bounce.content;
+    // A header section with UTF-8 is that of another type (RFC 6532 §3.7, RFC 6533 §4).
+    let offset = body_offset(content);
+    let utf8 = !content.get(..offset).unwrap_or(content).is_ascii();
     let long_line = content.split(|b| *b == b'\n').any(|line| line.len() > LINE_MAX + 1);
     if bounce.whole && content.len() <= WHOLE_MAX && !long_line {
-        return ("message/rfc822", ended(content.to_vec()));
+        let kind = if utf8 { "message/global" } else { "message/rfc822" };
+        return (kind, ended(content.to_vec()));
     }
-    let header = content.get(..body_offset(content).min(HEADER_MAX)).unwrap_or(content);
+    let header = content.get(..offset.min(HEADER_MAX)).unwrap_or(content);
     let mut out = Vec::with_capacity(header.len());
     for line in header.split(|b| *b == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -269,7 +356,7 @@ fn returned(bounce: &Bounce<'_>) -> (&'static str, Vec<u8>) {
         out.extend_from_slice(line.get(..LINE_MAX).unwrap_or(line));
         out.extend_from_slice(b"\r\n");
     }
-    ("text/rfc822-headers", out)
+    (if utf8 { "message/global-headers" } else { "text/rfc822-headers" }, out)
 }
 
 fn ended(mut content: Vec<u8>) -> Vec<u8> {
@@ -302,6 +389,8 @@ mod tests {
         Failed {
             address,
             original: None,
+            orcpt: None,
+            action: Action::Failed,
             status: "5.1.1".into(),
             remote: Some("mx.y.test[192.0.2.1]:25"),
             reply: reply.into(),
@@ -319,6 +408,8 @@ mod tests {
             message_id: "0A",
             arrival: 1_789_999_000_000,
             sender: to.as_str(),
+            kind: Kind::Failure,
+            envid: None,
             failures,
             content,
             whole,
@@ -385,6 +476,52 @@ mod tests {
              Status: 4.3.0\r\nDiagnostic-Code: x-postern; 451 4.3.0 disk full"
         );
         assert_eq!(parts[2].1, content);
+    }
+
+    #[test]
+    fn what_a_sender_asked_to_be_told() {
+        let (to, there) = (mailbox("s@x.test"), mailbox("почта@y.test"));
+        let told = |kind, action, status: &str, reply: &str| {
+            let recipient = Failed {
+                orcpt: Some(("utf-8", "ящик@y.test")),
+                action,
+                status: status.into(),
+                ..failed(&there, reply)
+            };
+            let composed = compose(&Bounce {
+                hostname: "mx.test",
+                id: "0B",
+                now: 1_790_000_000_000,
+                to: &to,
+                message_id: "0A",
+                arrival: 1_789_999_000_000,
+                sender: to.as_str(),
+                kind,
+                envid: Some("QQ314159 \u{e9}"),
+                failures: &[recipient],
+                content: "Subject: привет\r\n\r\nbody\r\n".as_bytes(),
+                whole: false,
+            });
+            let parts = parts(&composed.message);
+            assert_eq!(parts[2].0, "message/global-headers");
+            let subject = fields(&composed.message).find(|f| f.is("subject")).unwrap().value();
+            (subject, String::from_utf8(parts[1].1.clone()).unwrap())
+        };
+        let (subject, status) = told(Kind::Success, Action::Relayed, "2.1.5", "250 2.1.5 Ok");
+        assert_eq!(subject, "Successful Mail Delivery Report");
+        assert!(status.starts_with("Original-Envelope-Id: QQ314159 ?\r\nReporting-MTA: dns; mx.test\r\n"));
+        let group = status.trim_end().split("\r\n\r\n").nth(1).unwrap();
+        assert_eq!(
+            group.replace("\r\n    ", " "),
+            "Original-Recipient: utf-8; \\x{44F}\\x{449}\\x{438}\\x{43A}@y.test\r\n\
+             Final-Recipient: utf-8; \\x{43F}\\x{43E}\\x{447}\\x{442}\\x{430}@y.test\r\n\
+             Action: relayed\r\nStatus: 2.1.5\r\nRemote-MTA: dns; mx.y.test\r\n\
+             Diagnostic-Code: smtp; 250 2.1.5 Ok"
+        );
+        let (subject, status) =
+            told(Kind::Delay(1_790_100_000_000), Action::Delayed, "4.4.1", "451 4.4.1 no");
+        assert!(subject.starts_with("Delayed Mail"));
+        assert!(status.contains("\r\nAction: delayed\r\n") && status.contains("\r\nWill-Retry-Until: "));
     }
 
     #[test]

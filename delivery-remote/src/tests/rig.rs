@@ -143,6 +143,7 @@ pub(super) fn job(number: u64, destination: Destination, recipients: &[&str]) ->
         index: n as u32,
         recipient: Mailbox::parse(text).unwrap(),
         original: None,
+        parameters: Default::default(),
     };
     Job {
         job: number,
@@ -153,6 +154,7 @@ pub(super) fn job(number: u64, destination: Destination, recipients: &[&str]) ->
         recipients: recipients.iter().enumerate().map(target).collect(),
         destination,
         body: BodyType::EightBit,
+        options: Default::default(),
         content: Content::Inline(b"Subject: x\r\n\r\n.dot\r\n".to_vec()),
     }
 }

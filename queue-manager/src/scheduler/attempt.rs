@@ -4,27 +4,57 @@ use std::collections::{BTreeMap, HashMap};
 
 use postern_address::Mailbox;
 use postern_event::Status;
-use postern_ipc::queue_agent::{Destination, Report};
+use postern_ipc::queue_agent::{Destination, Outcome, Report};
 use postern_ipc::queue_lookup;
+use postern_smtp::parameters::ByMode;
 use postern_smtp::{EnhancedCode, Reply};
-use postern_spool::{DoneStatus, LogEntry, QueueId, Timestamp};
+use postern_spool::{DoneStatus, LogEntry, QueueId, Success, Timestamp};
 
 use super::destination::{Class, Group};
 use super::dispatch::ours;
-use super::message::{Active, Delivery, DeliveryState, Loaded, Recipient, State, Wish};
-use super::{Action, BounceOrder, Failure, Limits, QUESTIONS_MAX, Scheduler, Told};
+use super::message::{
+    Active, Delivery, DeliveryState, DomainBits, Late, Loaded, Owed, Recipient, State, Wish, Wishes,
+};
+use super::{Action, BounceOrder, Failure, Limits, QUESTIONS_MAX, ReportKey, ReportKind, Scheduler, Told};
 
 impl Scheduler {
     /// What [`Action::Load`] asked for.
     pub fn loaded(&mut self, id: QueueId, loaded: Loaded, now: Timestamp) {
         let Some(active) = self.active_mut(id) else { return };
         (active.arrival, active.scheduled, active.null_sender) = (loaded.arrival, now, loaded.null_sender);
+        active.born = loaded.arrival.max(loaded.not_before.unwrap_or_default());
+        (active.deadline, active.delay_told) = (loaded.deadline, loaded.delay_told);
         active.recipients = loaded.recipients.into_iter().map(Recipient::new).collect();
-        active.asking = active.recipients.len();
-        let asking = active.asking as u32;
-        self.recipients += asking as usize;
-        self.lookup.waiting.extend((0..asking).map(|r| (id, r)));
+        let loaded_recipients = active.recipients.len();
+        let overdue = active.is_overdue(now);
+        for recipient in &mut active.recipients {
+            // A report is not reported on (RFC 3461 §6.1).
+            recipient.wishes.success &= !loaded.null_sender;
+            if overdue && !recipient.complete {
+                recipient.deliveries.push(too_late(recipient.address.clone()));
+            }
+        }
+        let waits = |recipient: &Recipient| !recipient.complete && !overdue;
+        let asking = active.recipients.iter().zip(0u32..).filter(|(recipient, _)| waits(recipient));
+        let asking: Vec<u32> = asking.map(|(_, r)| r).collect();
+        active.asking = asking.len();
+        self.recipients += loaded_recipients;
+        if let Some(until) = loaded.not_before.filter(|until| *until > now) {
+            return self.schedule(id, until);
+        }
+        self.lookup.waiting.extend(asking.into_iter().map(|r| (id, r)));
         self.end_if_quiet(id, now);
+    }
+
+    /// From active back to waiting for the time its sender set.
+    fn schedule(&mut self, id: QueueId, until: Timestamp) {
+        let attempts = self.messages.get(&id).map_or(0, |entry| entry.attempts);
+        self.defer(id, attempts, until);
+        if let Some(entry) = self.messages.get_mut(&id) {
+            self.wake.remove(&(until, id));
+            entry.state = State::Scheduled(until);
+            self.scheduled.insert((until, id));
+        }
     }
 
     /// The file could not be read now: the message waits as after a failed attempt.
@@ -101,6 +131,7 @@ impl Scheduler {
     fn distribute(&mut self, id: QueueId, now: Timestamp) {
         let Some(active) = self.active_mut(id) else { return };
         let class = if active.fresh { Class::Fresh } else { Class::Old };
+        let (priority, forced) = (active.priority, active.forced);
         type Key = (Destination, Option<Mailbox>);
         let mut groups: BTreeMap<Key, Vec<(u32, u32)>> = BTreeMap::new();
         let mut seen: HashMap<(Destination, String), (u32, u32)> = HashMap::new();
@@ -124,7 +155,8 @@ impl Scheduler {
         // Counted before any is queued: a destination that is down decides at once.
         active.open = groups.values().map(Vec::len).sum();
         for ((destination, owner), members) in groups {
-            self.enqueue(&destination, Group { message: id, owner, members, class, losses: 0 }, now);
+            let group = Group { message: id, owner, members, class, priority, forced, losses: 0 };
+            self.enqueue(&destination, group, now);
         }
     }
 
@@ -136,40 +168,112 @@ impl Scheduler {
             return self.finish(id);
         }
         let lifetime = if active.null_sender { limits.bounce_lifetime } else { limits.lifetime };
-        let expired = now.0 >= active.arrival.0.saturating_add(lifetime);
+        let end = Timestamp(active.born.0.saturating_add(lifetime));
         let mut told = Vec::new();
-        if expired && active.wish.is_none() {
-            told = expire(id, active);
+        if active.wish.is_none() && active.is_overdue(now) {
+            told = expire(id, active, Late::Deadline);
+        } else if active.wish.is_none() && now >= end {
+            told = expire(id, active, Late::Lifetime);
         }
-        let failures = failures(active);
-        let null_sender = active.null_sender;
         self.out.extend(told.into_iter().map(Action::Tell));
-        for (owner, failures) in failures {
-            if owner.is_none() && null_sender {
-                self.out.push_back(Action::DropBounce(id));
-                self.finish_failed(id, None, false);
-            } else {
-                if let Some(active) = self.active_mut(id) {
-                    active.bouncing += 1;
-                }
-                self.bouncing += 1;
-                self.out.push_back(Action::Bounce(BounceOrder { id, owner, failures }));
-            }
+        for (owner, failures) in self.failures(id) {
+            self.report(id, ReportKey { kind: ReportKind::Failure, owner }, failures, Vec::new(), end);
+        }
+        let (delays, owed) = match self.active_mut(id) {
+            Some(active) if !active.null_sender => (delays(active, &limits, now), owed(active)),
+            _ => (Vec::new(), Vec::new()),
+        };
+        let key = |kind| ReportKey { kind, owner: None };
+        if !delays.is_empty() {
+            self.report(id, key(ReportKind::Delay), delays, Vec::new(), end);
+        }
+        if !owed.is_empty() {
+            self.report(id, key(ReportKind::Success), Vec::new(), owed, end);
         }
         if self.active_mut(id).is_some_and(|active| active.bouncing == 0) {
             self.settle(id, now);
         }
     }
 
-    /// A report is on disk, or could not be written: then its recipients are tried again later, fail
-    /// again and are reported then. Nothing is recorded before the report is durable.
-    pub fn bounced(&mut self, id: QueueId, owner: Option<&Mailbox>, written: bool, now: Timestamp) {
+    /// Who failed and is to be told of, by who is told. The rest is finished without a word.
+    fn failures(&mut self, id: QueueId) -> BTreeMap<Option<Mailbox>, Vec<Failure>> {
+        let Some(active) = self.active_mut(id) else { return BTreeMap::new() };
+        let (null_sender, all) = (active.null_sender, failures(active));
+        let unheard = |recipient: &mut Recipient, d: usize, log: &mut Vec<LogEntry>| {
+            let owned = recipient.deliveries.get(d).is_some_and(|delivery| delivery.owner.is_some());
+            if owned || (recipient.wishes.failure && !null_sender) {
+                return false;
+            }
+            recipient.finish(d, DoneStatus::Failed, log);
+            true
+        };
+        let (mut log, mut silent) = (Vec::new(), 0);
+        for recipient in &mut active.recipients {
+            for d in 0..recipient.deliveries.len() {
+                let failed = recipient.deliveries.get(d).map(|delivery| &delivery.state);
+                if matches!(failed, Some(DeliveryState::Failed { .. })) {
+                    silent += u64::from(unheard(recipient, d, &mut log));
+                }
+            }
+        }
+        let wanted: BTreeMap<u32, bool> =
+            active.recipients.iter().map(|r| (r.index, r.wishes.failure && !null_sender)).collect();
+        if silent > 0 {
+            self.counts.bounced += silent;
+            let null = "the reverse-path is null: nobody is to be told";
+            let why = if null_sender { null } else { "the sender asked not to be told (NOTIFY)" };
+            self.out.push_back(Action::DropBounce(id, why));
+            self.record(id, log);
+        }
+        let mut reports = BTreeMap::new();
+        for (owner, mut failures) in all {
+            failures.retain(|failure| owner.is_some() || wanted.get(&failure.recipient) == Some(&true));
+            if !failures.is_empty() {
+                reports.insert(owner, failures);
+            }
+        }
+        reports
+    }
+
+    fn report(
+        &mut self,
+        id: QueueId,
+        key: ReportKey,
+        failures: Vec<Failure>,
+        owed: Vec<(u32, Mailbox, Owed)>,
+        tried_until: Timestamp,
+    ) {
+        if let Some(active) = self.active_mut(id) {
+            active.bouncing += 1;
+        }
+        self.bouncing += 1;
+        self.out.push_back(Action::Bounce(BounceOrder { id, key, failures, owed, tried_until }));
+    }
+
+    /// A report is on disk, or could not be written: then recipients that failed are tried again later, fail
+    /// again and are reported then, and what else is to be told is told at the end of the next attempt.
+    /// Nothing is recorded before the report is durable.
+    pub fn bounced(&mut self, id: QueueId, key: &ReportKey, written: bool, now: Timestamp) {
         self.bouncing = self.bouncing.saturating_sub(1);
-        if written {
-            self.finish_failed(id, owner, true);
+        let owner = key.owner.as_ref();
+        match (key.kind, written) {
+            (ReportKind::Failure, true) => self.finish_failed(id, owner),
+            (ReportKind::Delay, true) => {
+                if let Some(active) = self.active_mut(id) {
+                    active.delay_told = true;
+                }
+                self.record(id, vec![LogEntry::DelaySent]);
+            }
+            (ReportKind::Success, true) => {
+                let mut log = Vec::new();
+                let recipients = self.active_mut(id).into_iter().flat_map(|active| &mut active.recipients);
+                recipients.for_each(|recipient| recipient.settle_debt(&mut log));
+                self.record(id, log);
+            }
+            (_, false) => {}
         }
         let Some(active) = self.active_mut(id) else { return };
-        if !written {
+        if !written && key.kind == ReportKind::Failure {
             for recipient in &mut active.recipients {
                 for delivery in recipient.deliveries.iter_mut().filter(|d| d.owner.as_ref() == owner) {
                     if let DeliveryState::Failed { report, .. } = &delivery.state {
@@ -188,7 +292,7 @@ impl Scheduler {
         }
     }
 
-    fn finish_failed(&mut self, id: QueueId, owner: Option<&Mailbox>, reported: bool) {
+    fn finish_failed(&mut self, id: QueueId, owner: Option<&Mailbox>) {
         let Some(active) = self.active_mut(id) else { return };
         let (mut log, mut failed) = (Vec::new(), 0);
         for recipient in &mut active.recipients {
@@ -201,9 +305,7 @@ impl Scheduler {
                 }
             }
         }
-        if reported {
-            log.push(LogEntry::BounceSent);
-        }
+        log.push(LogEntry::BounceSent);
         self.counts.bounced += failed;
         self.record(id, log);
     }
@@ -221,10 +323,16 @@ impl Scheduler {
         }
         let lifetime = if active.null_sender { limits.bounce_lifetime } else { limits.lifetime };
         // The last attempt is made when the lifetime ends, not some time after.
-        let latest = active.arrival.0.saturating_add(lifetime).max(now.0.saturating_add(limits.retry_first));
+        let latest = active.born.0.saturating_add(lifetime).max(now.0.saturating_add(limits.retry_first));
+        // Nor later than the sender's deadline, while that lies ahead.
+        let deadline = active.deadline.map(|(at, _)| at.0).filter(|at| *at > now.0);
+        let latest = deadline.map_or(latest, |deadline| latest.min(deadline));
         let (mut next, mut tried, mut log) = (u64::MAX, false, Vec::new());
         for recipient in &active.recipients {
-            if recipient.deliveries.is_empty() && !recipient.finished {
+            if recipient.complete && !recipient.finished {
+                // The report that is owed could not be written.
+                (next, tried) = (next.min(now.0.saturating_add(delay)), true);
+            } else if recipient.deliveries.is_empty() && !recipient.finished {
                 next = now.0; // Never asked for, since the message was withdrawn.
             }
             for delivery in &recipient.deliveries {
@@ -248,11 +356,16 @@ impl Scheduler {
             }
         }
         let hold = active.wish == Some(Wish::Hold);
+        let domains =
+            DomainBits::of_all(active.recipients.iter().filter(|r| !r.finished).map(|r| &r.address));
         if hold {
             log.push(LogEntry::Held);
         }
         self.record(id, log);
         self.defer(id, attempts.saturating_add(u8::from(tried)), Timestamp(next));
+        if let Some(entry) = self.messages.get_mut(&id) {
+            entry.domains = domains;
+        }
         if hold && let Some(entry) = self.messages.get_mut(&id) {
             entry.state = State::Held;
             self.wake.remove(&(Timestamp(next), id));
@@ -318,6 +431,17 @@ fn resolve(
         }
     };
     recipient.resolved = true;
+    // What a list takes is the list's from here on (RFC 3461 §5.2.7.1); of an alias of several, the sender hears
+    // that it is one (§5.2.7.3).
+    let first_time = recipient.done.is_empty();
+    let list = deliveries.iter().any(|delivery| delivery.reverse_path.is_some());
+    if first_time && list {
+        let words = "250 2.1.5 taken by the mailing list".to_owned();
+        recipient.owe(None, Success::Delivered, None, words, log);
+    } else if first_time && deliveries.len() > 1 {
+        let words = format!("250 2.1.5 expanded to {} addresses", deliveries.len());
+        recipient.owe(None, Success::Expanded, None, words, log);
+    }
     let mut discarded = Vec::new();
     for delivery in deliveries {
         let queue_lookup::Delivery { recipient: address, reverse_path: owner, action } = delivery;
@@ -333,8 +457,8 @@ fn resolve(
             queue_lookup::Action::Deliver(destination) => (Some(destination), DeliveryState::Pending),
             queue_lookup::Action::Discard => {
                 let reply = Reply::new(250, EnhancedCode::new(2, 0, 0), "discarded by a route");
-                tell(address.clone(), original, Status::Sent, reply);
-                discarded.push(recipient.deliveries.len());
+                tell(address.clone(), original, Status::Sent, reply.clone());
+                discarded.push((recipient.deliveries.len(), reply));
                 (None, DeliveryState::Pending)
             }
             queue_lookup::Action::Fail(reply) => {
@@ -342,27 +466,32 @@ fn resolve(
                 tell(address.clone(), original, status, reply.clone());
                 let transient = reply.is_transient();
                 let report = Report { relay: None, reply, remote: false, destination_down: false };
-                let failed = DeliveryState::Failed { report: report.clone(), expired: false };
+                let failed = DeliveryState::Failed { report: report.clone(), expired: None };
                 let deferred = DeliveryState::Deferred { report, not_before: None };
                 (None, if transient { deferred } else { failed })
             }
         };
         recipient.deliveries.push(Delivery { address, owner, destination, state });
     }
-    for d in discarded {
-        recipient.finish(d, DoneStatus::Delivered, log);
+    for (d, reply) in discarded {
+        let report = Report { relay: None, reply, remote: false, destination_down: false };
+        recipient.deliver(d, &Outcome::Delivered(report), log);
     }
     recipient.finish_whole(DoneStatus::Delivered, log);
 }
 
 /// Gives up what is still deferred.
-fn expire(id: QueueId, active: &mut Active) -> Vec<Told> {
+fn expire(id: QueueId, active: &mut Active, late: Late) -> Vec<Told> {
     let mut told = Vec::new();
     for recipient in &mut active.recipients {
         let envelope = recipient.address.clone();
         for delivery in &mut recipient.deliveries {
             let DeliveryState::Deferred { report, .. } = &delivery.state else { continue };
-            let text = format!("delivery time expired; the last attempt said: {}", report.reply);
+            let what = match late {
+                Late::Lifetime => "delivery time expired",
+                Late::Deadline => "the sender's deadline passed",
+            };
+            let text = format!("{what}; the last attempt said: {}", report.reply);
             told.push(Told {
                 id,
                 address: delivery.address.clone(),
@@ -372,10 +501,56 @@ fn expire(id: QueueId, active: &mut Active) -> Vec<Told> {
                 status: Status::Bounced,
                 reply: Reply::new(554, EnhancedCode::new(5, 4, 7), text),
             });
-            delivery.state = DeliveryState::Failed { report: report.clone(), expired: true };
+            delivery.state = DeliveryState::Failed { report: report.clone(), expired: Some(late) };
         }
     }
     told
+}
+
+/// A delivery that is not even tried, since its deadline has passed (RFC 2852 §4.1).
+fn too_late(address: Mailbox) -> Delivery {
+    let report = ours(550, EnhancedCode::new(5, 4, 7), "the sender's deadline had passed");
+    let state = DeliveryState::Failed { report, expired: Some(Late::Deadline) };
+    Delivery { address, owner: None, destination: None, state }
+}
+
+/// Who is late, and whose sender is to hear of it now: once a message.
+fn delays(active: &Active, limits: &Limits, now: Timestamp) -> Vec<Failure> {
+    if active.delay_told {
+        return Vec::new();
+    }
+    let late = |after: u64| now.0 >= active.born.0.saturating_add(after);
+    let missed = matches!(active.deadline, Some((at, ByMode::Notify)) if now >= at);
+    let unasked = limits.delay_warning_unasked.is_some_and(late);
+    let due = |wishes: Wishes| match wishes.delay {
+        Some(false) => false,
+        Some(true) => missed || late(limits.delay_warning),
+        None => missed || unasked,
+    };
+    let mut delays = Vec::new();
+    for recipient in active.recipients.iter().filter(|recipient| due(recipient.wishes)) {
+        for delivery in recipient.deliveries.iter().filter(|delivery| delivery.owner.is_none()) {
+            if let DeliveryState::Deferred { report, .. } = &delivery.state {
+                delays.push(Failure {
+                    recipient: recipient.index,
+                    address: delivery.address.clone(),
+                    original: recipient.original(delivery),
+                    report: report.clone(),
+                    expired: None,
+                });
+            }
+        }
+    }
+    delays
+}
+
+/// What senders are to hear of success.
+fn owed(active: &Active) -> Vec<(u32, Mailbox, Owed)> {
+    let of = |recipient: &Recipient| {
+        let (index, address) = (recipient.index, recipient.address.clone());
+        recipient.owed.clone().into_iter().map(move |owed| (index, address.clone(), owed))
+    };
+    active.recipients.iter().flat_map(of).collect()
 }
 
 fn failures(active: &Active) -> BTreeMap<Option<Mailbox>, Vec<Failure>> {

@@ -1,11 +1,13 @@
 //! Destinations: their queues, how many jobs each may have, and whether they are known to be down.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use postern_address::Mailbox;
 use postern_ipc::queue_agent::{Destination, Report};
 use postern_spool::{QueueId, Timestamp};
 use slab::Slab;
+
+use super::ranked::Ranked;
 
 /// Deliveries of one message to one destination that make one job.
 #[derive(Clone, Debug)]
@@ -17,6 +19,10 @@ pub(super) struct Group {
     pub(super) members: Vec<(u32, u32)>,
     /// New mail, or a retry.
     pub(super) class: Class,
+    /// Which of those that wait goes first.
+    pub(super) priority: i8,
+    /// It is tried though its destination is down.
+    pub(super) forced: bool,
     /// How often an agent died over it.
     pub(super) losses: u8,
 }
@@ -31,7 +37,7 @@ pub(super) enum Class {
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) destination: Destination,
-    pub(super) queues: [VecDeque<Group>; 2],
+    pub(super) queues: [Ranked<Group>; 2],
     /// Whether it stands in its agent's ring, by class.
     pub(super) listed: [bool; 2],
     pub(super) running: u32,
@@ -55,7 +61,7 @@ impl Place {
     }
 
     fn is_idle(&self) -> bool {
-        self.running == 0 && self.queues.iter().all(VecDeque::is_empty) && self.listed == [false; 2]
+        self.running == 0 && self.queues.iter().all(Ranked::is_empty) && self.listed == [false; 2]
     }
 }
 

@@ -6,10 +6,11 @@ use postern_event::Status;
 use postern_ipc::Role;
 use postern_ipc::queue_agent::{Destination, Outcome, RECIPIENTS_MAX, Report};
 use postern_smtp::{EnhancedCode, Reply};
-use postern_spool::{DoneStatus, QueueId, Timestamp};
+use postern_spool::{QueueId, Timestamp};
 
 use super::destination::{Class, Group};
 use super::message::{DeliveryState, State};
+use super::ranked::Ranked;
 use super::{Action, LOSSES_MAX, Order, Scheduler};
 
 /// Of each agent's grant, new mail alone may use one in this many jobs.
@@ -104,7 +105,7 @@ impl Scheduler {
                 let report = ours(451, EnhancedCode::new(4, 3, 0), "the delivery program ended over this");
                 self.defer_group(group, &report, None, now);
             } else if let Some(at) = self.destinations.get(place) {
-                at.queues[group.class as usize].push_front(group);
+                at.queues[group.class as usize].push_front(group.priority, group);
             }
             self.enlist_or_forget(place);
         }
@@ -145,6 +146,10 @@ impl Scheduler {
         let longest = self.longest();
         let key = self.destinations.key(destination);
         let Some(place) = self.destinations.get(key) else { return };
+        if group.forced {
+            // One job finds out; what it says is believed again.
+            place.down_until = Timestamp(0);
+        }
         if place.is_down(now, longest) {
             let (report, until) = (place.why.clone(), place.down_until);
             let report =
@@ -153,7 +158,7 @@ impl Scheduler {
         }
         for members in group.members.chunks(RECIPIENTS_MAX) {
             let part = Group { members: members.to_vec(), ..group.clone() };
-            place.queues[group.class as usize].push_back(part);
+            place.queues[group.class as usize].push_back(group.priority, part);
         }
         self.enlist(key);
     }
@@ -187,6 +192,13 @@ impl Scheduler {
                 self.enlist(key);
                 continue;
             }
+            if self.is_overdue(group.message, now) {
+                let late = ours(550, EnhancedCode::new(5, 4, 7), "its time has passed in the queue");
+                self.defer_group(group, &late, None, now);
+                self.enlist(key);
+                continue;
+            }
+            let Some(place) = self.destinations.get(key) else { continue };
             let destination = place.destination.clone();
             let Some(order) = self.order(self.last_job + 1, kind, destination, &group) else {
                 self.enlist(key); // Its message is gone; what waits behind it goes on.
@@ -218,11 +230,12 @@ impl Scheduler {
         let targets = group.members.iter().filter_map(|&(r, d)| {
             let recipient = active.recipients.get(r as usize)?;
             let delivery = recipient.deliveries.get(d as usize)?;
-            Some((delivery.address.clone(), recipient.original(delivery)))
+            let target = (delivery.address.clone(), recipient.original(delivery));
+            Some((target, (recipient.index, recipient.passing(delivery))))
         });
-        let targets = targets.collect();
+        let (targets, recipients) = targets.unzip();
         let (id, owner, scheduled) = (group.message, group.owner.clone(), active.scheduled);
-        Some(Order { job, agent, id, destination, owner, targets, scheduled })
+        Some(Order { job, agent, id, destination, owner, targets, recipients, scheduled })
     }
 
     /// Takes a job out of the books: its grant and its destination's place are free. The caller calls
@@ -259,7 +272,7 @@ impl Scheduler {
         let until = Timestamp(now.0.saturating_add(self.delay(failures)));
         let Some(place) = self.destinations.get(key) else { return };
         place.down_until = until;
-        let waiting: Vec<Group> = place.queues.iter_mut().flat_map(std::mem::take).collect();
+        let waiting: Vec<Group> = place.queues.iter_mut().flat_map(Ranked::drain).collect();
         for group in waiting {
             self.defer_group(group, outcome.report(), Some(until), now);
         }
@@ -273,7 +286,7 @@ impl Scheduler {
         active.open = active.open.saturating_sub(1);
         let twins = active.twins.remove(&member).unwrap_or_default();
         let status = match outcome {
-            Outcome::Delivered(_) => Status::Sent,
+            Outcome::Delivered(_) | Outcome::Relayed(_) | Outcome::Passed(_) => Status::Sent,
             Outcome::Deferred(_) => Status::Deferred,
             Outcome::Failed(_) => Status::Bounced,
         };
@@ -284,9 +297,9 @@ impl Scheduler {
         for (r, d) in std::iter::once(member).chain(twins) {
             let Some(recipient) = active.recipients.get_mut(r as usize) else { continue };
             match &outcome {
-                Outcome::Delivered(_) => {
+                Outcome::Delivered(_) | Outcome::Relayed(_) | Outcome::Passed(_) => {
                     self.counts.delivered += 1;
-                    recipient.finish(d as usize, DoneStatus::Delivered, &mut log);
+                    recipient.deliver(d as usize, &outcome, &mut log);
                 }
                 Outcome::Deferred(report) => {
                     self.counts.deferred += 1;
@@ -294,7 +307,7 @@ impl Scheduler {
                     recipient.set(d, state);
                 }
                 Outcome::Failed(report) => {
-                    recipient.set(d, DeliveryState::Failed { report: report.clone(), expired: false });
+                    recipient.set(d, DeliveryState::Failed { report: report.clone(), expired: None });
                 }
             }
         }
@@ -343,6 +356,10 @@ impl Scheduler {
             active.open = active.open.saturating_sub(taken);
             active.asking = active.asking.saturating_sub(unasked);
         }
+    }
+
+    fn is_overdue(&self, id: QueueId, now: Timestamp) -> bool {
+        matches!(self.messages.get(&id).map(|e| &e.state), Some(State::Active(a)) if a.is_overdue(now))
     }
 
     fn wish(&self, id: QueueId) -> bool {

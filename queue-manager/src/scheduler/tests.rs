@@ -4,15 +4,24 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use postern_ipc::queue_agent::{LmtpServer, MailboxKind, Nexthop, Outcome};
 use postern_ipc::queue_lookup::{Action as Route, Delivery};
-use postern_spool::DoneStatus;
+use postern_smtp::parameters::{ByMode, Notify};
+use postern_spool::{DoneStatus, Success};
 use proptest::prelude::*;
 
 use super::*;
 
 mod corners;
+mod wishes;
 
-const LIMITS: Limits =
-    Limits { retry_first: 1000, retry_most: 8000, lifetime: 60_000, bounce_lifetime: 20_000, connections: 2 };
+const LIMITS: Limits = Limits {
+    retry_first: 1000,
+    retry_most: 8000,
+    lifetime: 60_000,
+    bounce_lifetime: 20_000,
+    connections: 2,
+    delay_warning: 10_000,
+    delay_warning_unasked: None,
+};
 
 fn mailbox(text: &str) -> Mailbox {
     Mailbox::parse(text).unwrap()
@@ -33,6 +42,37 @@ struct Stored {
     null_sender: bool,
     recipients: Vec<Mailbox>,
     done: Vec<(u32, Option<Mailbox>, DoneStatus)>,
+    asked: Asked,
+    owed: BTreeMap<u32, Vec<Owed>>,
+    complete: HashSet<u32>,
+    told: HashSet<u32>,
+    delay_told: bool,
+}
+
+impl Stored {
+    fn new(arrival: Timestamp, null_sender: bool, recipients: Vec<Mailbox>, asked: Asked) -> Self {
+        Self {
+            arrival,
+            null_sender,
+            recipients,
+            done: Vec::new(),
+            asked,
+            owed: BTreeMap::new(),
+            complete: HashSet::new(),
+            told: HashSet::new(),
+            delay_told: false,
+        }
+    }
+}
+
+/// What a sender asked for.
+#[derive(Clone, Debug, Default)]
+struct Asked {
+    /// For every recipient.
+    notify: Option<Notify>,
+    not_before: Option<Timestamp>,
+    deadline: Option<(Timestamp, ByMode)>,
+    priority: i8,
 }
 
 struct World {
@@ -84,11 +124,22 @@ impl World {
     }
 
     fn arrive(&mut self, recipients: &[Mailbox], null_sender: bool) -> QueueId {
+        self.arrive_asking(recipients, null_sender, Asked::default())
+    }
+
+    fn arrive_asking(&mut self, recipients: &[Mailbox], null_sender: bool, asked: Asked) -> QueueId {
         self.last_id += 1;
         let id = QueueId::from_u64(self.last_id);
         let (arrival, recipients) = (self.now, recipients.to_vec());
-        self.stored.insert(id, Stored { arrival, null_sender, recipients, done: Vec::new() });
-        assert!(self.scheduler.arrive(id, Place { file: id, number: 0 }));
+        let summary = Summary { priority: asked.priority, domains: DomainBits::of_all(&recipients) };
+        let stored = Stored::new(arrival, null_sender, recipients, asked);
+        let (place, not_before) = (Place { file: id, number: 0 }, stored.asked.not_before);
+        self.stored.insert(id, stored);
+        let known = match not_before.filter(|at| *at > self.now) {
+            None => self.scheduler.arrive(id, place, summary),
+            Some(until) => self.scheduler.recover(id, place, summary, 0, Standing::Scheduled(until)),
+        };
+        assert!(known);
         id
     }
 
@@ -105,7 +156,7 @@ impl World {
                 Action::Record(id, _, log) => self.record(id, log),
                 Action::Tell(told) => self.told.push(told),
                 Action::Bounce(order) => self.bounces.push(order),
-                Action::DropBounce(id) => self.dropped.push(id),
+                Action::DropBounce(id, _) => self.dropped.push(id),
                 Action::Finished(id, _) => {
                     assert!(self.gone.insert(id), "finished twice");
                     assert!(self.scheduler.place(id).is_none());
@@ -125,10 +176,19 @@ impl World {
             .filter(|(n, _)| !stored.done.iter().any(|(r, address, _)| r == n && address.is_none()))
             .map(|(index, address)| {
                 let done = stored.done.iter().filter(|(r, ..)| *r == index).filter_map(|(_, a, _)| a.clone());
-                Unfinished { index, address: address.clone(), done: done.collect() }
+                Unfinished {
+                    done: done.collect(),
+                    wishes: stored.asked.notify.into(),
+                    owed: stored.owed.get(&index).cloned().unwrap_or_default(),
+                    complete: stored.complete.contains(&index),
+                    told: stored.told.contains(&index),
+                    ..Unfinished::new(index, address.clone())
+                }
             });
         let recipients = recipients.collect();
-        Loaded { arrival: stored.arrival, null_sender: stored.null_sender, recipients }
+        let Stored { arrival, null_sender, delay_told, .. } = *stored;
+        let Asked { not_before, deadline, .. } = stored.asked;
+        Loaded { arrival, not_before, deadline, delay_told, null_sender, recipients }
     }
 
     fn start(&mut self, order: Order) {
@@ -137,6 +197,10 @@ impl World {
         assert!(same < LIMITS.connections as usize, "destination over its limit");
         let running = self.jobs.values().filter(|(o, _)| o.agent == order.agent).count();
         assert!(running < self.granted[order.agent as usize] as usize, "agent over its grant");
+        let asked = &self.stored[&order.id].asked;
+        assert!(asked.not_before.is_none_or(|at| at <= self.now), "too early");
+        let overdue = matches!(asked.deadline, Some((at, ByMode::Return)) if at <= self.now);
+        assert!(!overdue, "too late");
         for (address, _) in &order.targets {
             let stored = &self.stored[&order.id];
             assert!(!stored.done.iter().any(|(_, done, _)| done.as_ref() == Some(address)), "done before");
@@ -156,12 +220,30 @@ impl World {
         assert!(!self.gone.contains(&id), "a record after the end");
         let stored = self.stored.get_mut(&id).unwrap();
         for entry in log {
-            if let LogEntry::Done { recipient, address, status } = entry {
-                assert!(
-                    !stored.done.iter().any(|(r, a, _)| *r == recipient && (*a == address || a.is_none())),
-                    "recorded twice"
-                );
-                stored.done.push((recipient, address, status));
+            match entry {
+                LogEntry::Done { recipient, address, status } => {
+                    let same = |a: &Option<Mailbox>| *a == address || a.is_none();
+                    assert!(
+                        !stored.done.iter().any(|(r, a, _)| *r == recipient && same(a)),
+                        "recorded twice"
+                    );
+                    stored.done.push((recipient, address, status));
+                }
+                LogEntry::Owed { recipient, address, action, relay, reply } => {
+                    let owed = stored.owed.entry(recipient).or_default();
+                    owed.push(Owed { address, action, relay, reply });
+                    assert_eq!(owed.len(), 1, "owed twice");
+                    assert!(!stored.told.contains(&recipient), "told already");
+                }
+                LogEntry::Complete { recipient } => assert!(stored.complete.insert(recipient)),
+                LogEntry::Told { recipient } => {
+                    stored.owed.remove(&recipient);
+                    assert!(stored.told.insert(recipient));
+                }
+                LogEntry::DelaySent => {
+                    assert!(!std::mem::replace(&mut stored.delay_told, true), "delay told twice");
+                }
+                _ => {}
             }
         }
     }
@@ -198,7 +280,7 @@ impl World {
 
     fn write_bounces(&mut self, written: bool) {
         for order in std::mem::take(&mut self.bounces) {
-            self.scheduler.bounced(order.id, order.owner.as_ref(), written, self.now);
+            self.scheduler.bounced(order.id, &order.key, written, self.now);
             if written {
                 self.bounced.push(order);
             }
@@ -277,7 +359,7 @@ fn an_alias_is_done_when_all_its_deliveries_are() {
     // Only the one left, and its failure goes to the owner.
     assert_eq!(world.jobs.len(), 1);
     world.finish(3, failed);
-    assert_eq!(world.bounces[0].owner, Some(owner));
+    assert_eq!(world.bounces[0].key.owner, Some(owner));
     assert!(!world.gone.contains(&id), "not before the bounce is durable");
     world.write_bounces(true);
     assert!(world.gone.contains(&id));
@@ -331,7 +413,7 @@ fn delays_grow_and_the_lifetime_ends() {
         assert!((base - base / 8..=base + base / 8).contains(delay), "{delays:?}");
     }
     assert_eq!(world.now.0 - world.stored[&id].arrival.0, LIMITS.lifetime);
-    assert!(world.bounces[0].failures[0].expired);
+    assert_eq!(world.bounces[0].failures[0].expired, Some(Late::Lifetime));
     assert_eq!(world.told.last().map(|t| t.status), Some(Status::Bounced));
     world.write_bounces(true);
     assert!(world.gone.contains(&id));
@@ -349,7 +431,7 @@ fn a_destination_that_is_down_is_not_tried_by_every_message() {
     world.finish(1, down);
     assert_eq!(world.told.len(), 28, "those not tried are told deferred");
     world.finish(2, down);
-    assert_eq!(world.scheduler.sizes(), (30, 30, 0));
+    assert_eq!(world.scheduler.sizes(), (30, 30, 0, 0));
     // More for it are not tried either.
     world.arrive(&[mailbox("late@x.test")], false);
     world.turn();
@@ -453,7 +535,7 @@ fn operators_hold_release_flush_and_remove() {
     assert!(world.gone.contains(&ids[0]), "its lifetime was over");
     assert!(world.scheduler.remove(ids[2], now));
     world.turn();
-    assert_eq!(world.scheduler.sizes(), (0, 0, 0));
+    assert_eq!(world.scheduler.sizes(), (0, 0, 0, 0));
 }
 
 #[test]
@@ -465,8 +547,9 @@ fn new_mail_goes_before_old() {
         let address = mailbox(&format!("old{n}@x.test"));
         world.routes.insert(address.clone(), vec![to(&address, smtp(100 + n))]);
         let (arrival, recipients) = (world.now, vec![address]);
-        world.stored.insert(id, Stored { arrival, null_sender: false, recipients, done: Vec::new() });
-        assert!(world.scheduler.recover(id, Place { file: id, number: 0 }, 1, world.now, false));
+        world.stored.insert(id, Stored::new(arrival, false, recipients, Asked::default()));
+        let waits = Standing::Deferred(world.now);
+        assert!(world.scheduler.recover(id, Place { file: id, number: 0 }, Summary::default(), 1, waits));
     }
     world.turn();
     world.answer_all();
@@ -520,7 +603,7 @@ fn a_waiting_message_is_small() {
 
 #[derive(Clone, Debug)]
 enum Do {
-    Arrive(Vec<u8>, bool),
+    Arrive(Vec<u8>, bool, Wanted),
     Answer(bool),
     Finish(u8, u8),
     Partial(u8, u8),
@@ -533,12 +616,28 @@ enum Do {
     Hold(u8),
     Release(u8),
     Flush(Option<u8>),
+    FlushDomain,
     Remove(u8),
+}
+
+/// What a sender asks for: NOTIFY in three bits, seconds to wait, seconds until the deadline and its mode.
+#[derive(Clone, Debug)]
+struct Wanted(Option<u8>, Option<u8>, Option<(u8, bool)>, i8);
+
+fn any_wanted() -> impl Strategy<Value = Wanted> {
+    let deadline = (0u8..40, any::<bool>());
+    let parts = (
+        proptest::option::of(0u8..8),
+        proptest::option::weighted(0.2, 0u8..20),
+        proptest::option::weighted(0.3, deadline),
+        -9i8..=9,
+    );
+    parts.prop_map(|(notify, hold, deadline, priority)| Wanted(notify, hold, deadline, priority))
 }
 
 fn any_do() -> impl Strategy<Value = Do> {
     prop_oneof![
-        4 => (proptest::collection::vec(0u8..12, 1..6), proptest::bool::weighted(0.2)).prop_map(|(r, n)| Do::Arrive(r, n)),
+        4 => (proptest::collection::vec(0u8..12, 1..6), proptest::bool::weighted(0.2), any_wanted()).prop_map(|(r, n, w)| Do::Arrive(r, n, w)),
         6 => any::<bool>().prop_map(Do::Answer),
         6 => (any::<u8>(), 0u8..4).prop_map(|(j, o)| Do::Finish(j, o)),
         2 => (any::<u8>(), 0u8..4).prop_map(|(j, o)| Do::Partial(j, o)),
@@ -551,6 +650,7 @@ fn any_do() -> impl Strategy<Value = Do> {
         1 => any::<u8>().prop_map(Do::Hold),
         2 => any::<u8>().prop_map(Do::Release),
         1 => proptest::option::of(any::<u8>()).prop_map(Do::Flush),
+        1 => Just(Do::FlushDomain),
         1 => any::<u8>().prop_map(Do::Remove),
     ]
 }
@@ -593,11 +693,23 @@ fn apply(world: &mut World, what: Do, removed: &mut HashSet<QueueId>) {
     let agent = |n: u8| AgentKind::ALL[usize::from(n)];
     let now = world.now;
     match what {
-        Do::Arrive(recipients, null_sender) => {
+        Do::Arrive(recipients, null_sender, Wanted(notify, hold, deadline, priority)) => {
             // The envelope has no recipient twice: smtpd sees to that.
             let unique: std::collections::BTreeSet<u8> = recipients.into_iter().collect();
             let recipients: Vec<Mailbox> = unique.into_iter().map(|n| address(world, n)).collect();
-            world.arrive(&recipients, null_sender);
+            let later = |seconds: u8| Timestamp(now.0 + 1000 * u64::from(seconds));
+            let mode = |returned| if returned { ByMode::Return } else { ByMode::Notify };
+            let asked = Asked {
+                notify: notify.map(|bits| Notify {
+                    success: bits & 1 != 0,
+                    failure: bits & 2 != 0,
+                    delay: bits & 4 != 0,
+                }),
+                not_before: hold.map(later),
+                deadline: deadline.map(|(seconds, returned)| (later(seconds), mode(returned))),
+                priority,
+            };
+            world.arrive_asking(&recipients, null_sender, asked);
         }
         Do::Answer(true) => world.answer_all(),
         Do::Answer(false) => {
@@ -640,6 +752,9 @@ fn apply(world: &mut World, what: Do, removed: &mut HashSet<QueueId>) {
         Do::Hold(n) => drop(pick(world, n).map(|id| world.scheduler.hold(id, now))),
         Do::Release(n) => drop(pick(world, n).map(|id| world.scheduler.release(id))),
         Do::Flush(n) => drop(world.scheduler.flush(n.and_then(|n| pick(world, n)))),
+        Do::FlushDomain => {
+            world.scheduler.flush_destination(&Domain::parse("x.test").unwrap());
+        }
         Do::Remove(n) => {
             if let Some(id) = pick(world, n) {
                 removed.insert(id);
@@ -676,7 +791,7 @@ proptest! {
             world.write_bounces(true);
             world.pass(1000);
         }
-        prop_assert_eq!(world.scheduler.sizes(), (0, 0, 0));
+        prop_assert_eq!(world.scheduler.sizes(), (0, 0, 0, 0));
         prop_assert!(world.scheduler.is_quiet());
         prop_assert!(world.jobs.is_empty());
         for (id, stored) in &world.stored {
@@ -701,10 +816,26 @@ proptest! {
                     prop_assert!(world.made.contains(&(*id, address.clone())), "{} {}", id, address);
                 }
                 // A failure was reported to somebody, unless nobody is to be told.
-                if *status == DoneStatus::Failed && plain && !stored.null_sender {
-                    let told = world.bounced.iter().filter(|b| b.id == *id);
+                let notify = stored.asked.notify;
+                let unheard = notify.is_some_and(|notify| !notify.failure);
+                let told = |kind: ReportKind| world.bounced.iter().filter(move |b| b.id == *id && b.key.kind == kind);
+                if *status == DoneStatus::Failed && plain && !stored.null_sender && !unheard {
+                    let told = told(ReportKind::Failure);
                     let told = told.flat_map(|b| &b.failures).filter(|f| &f.address == address).count();
                     prop_assert!(told >= 1, "nobody was told of {} {}", id, address);
+                }
+                if unheard {
+                    prop_assert!(told(ReportKind::Failure).all(|b| b.key.owner.is_some()));
+                }
+                // Success is told once, to whom asked for it.
+                let successes = told(ReportKind::Success).flat_map(|b| &b.owed).filter(|(n, ..)| n == r).count();
+                let wanted = notify.is_some_and(|notify| notify.success) && !stored.null_sender;
+                prop_assert!(successes <= usize::from(wanted), "{} reports for {} of {}", successes, r, id);
+                if wanted && *status == DoneStatus::Delivered && address == envelope {
+                    prop_assert_eq!(successes, 1, "nobody was told that {} has {}", address, id);
+                }
+                if notify.is_some_and(|notify| !notify.delay) || stored.null_sender {
+                    prop_assert_eq!(told(ReportKind::Delay).count(), 0);
                 }
             }
         }
