@@ -381,9 +381,13 @@ impl System {
 
     /// The names of the files in a directory of the spool.
     pub fn spool(&self, directory: &str) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.spool_path().join(directory)) else { return Vec::new() };
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        let directory = self.spool_path().join(directory);
+        let Ok(entries) = std::fs::read_dir(&directory) else { return Vec::new() };
+        let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+        // A writer's blanks are nothing yet.
+        let blank =
+            |name: &String| name.starts_with('.') && directory.join(name).metadata().is_ok_and(|m| m.len() == 0);
+        let mut names: Vec<_> = names.filter(|name| !blank(name)).collect();
         names.sort();
         names
     }

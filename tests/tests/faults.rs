@@ -10,9 +10,30 @@ fn a_failing_sync_is_451_and_never_250() {
     refused("fsync,fdatasync", "EIO", "451 4.3.0");
 }
 
+/// The writer has some empty files ready; then it says so.
 #[test]
-fn a_file_that_cannot_be_made_is_451() {
-    refused("openat", "EIO", "451 4.3.0");
+fn files_that_cannot_be_made_are_451() {
+    if !have_root() || !have(&["strace"]) {
+        return;
+    }
+    let system = System::builder().set("smtp", "workers", "1").start();
+    let mut client = system.smtp();
+    client.send("a@x.test", &["u@v.test"], &message("before")).unwrap();
+    let fault = Fault::inject(system.pids()["smtpd/0"], "openat", "EIO");
+    let mut accepted = 1;
+    let refused = loop {
+        match client.send("a@x.test", &["u@v.test"], &message("during")) {
+            Ok(_) => accepted += 1,
+            Err(refused) => break refused,
+        }
+        assert!(accepted < 100, "openat fails and nobody notices");
+    };
+    assert!(refused.is("451 4.3.0"), "{refused}");
+    system.wait("spool-refused", |_| true);
+    drop(fault);
+    client.send("a@x.test", &["u@v.test"], &message("after")).unwrap();
+    system.wait_empty(Duration::from_secs(60));
+    assert_eq!(system.maildir("u@v.test").len(), accepted + 1);
 }
 
 #[test]

@@ -11,19 +11,14 @@ use nix::sys::stat::Mode;
 use crate::format::{self, BLOCK, FOOT_LEN, HEAD_LEN, Head, INDEX_MAX, StoredRef};
 use crate::id::QueueId;
 use crate::ops::{Directory, Ops, Output, Probe, labelled};
-use crate::together::Together;
-use crate::writer::{Finished, NewMessage, Shared, WriteError, WriterDirs};
+use crate::writer::{Finished, NewMessage, Shared, Small, WriteError, WriterDirs};
 
 /// Most messages of one file. The disk's own time sets the size of a batch; this only bounds how many
 /// clients one bad block can disappoint.
 const BATCH_MESSAGES: usize = 256;
 /// Most octets of one file, but for a single message.
-const BATCH_OCTETS: usize = 4 << 20;
+const BATCH_OCTETS: usize = 5 << 18;
 
-/// The mode of files in `tmp/` and `new/`: the directories are set-gid, and the group is the
-/// queue-manager's, which must be able to write the log.
-pub(crate) const SHARED_MODE: Mode =
-    Mode::S_IRUSR.union(Mode::S_IWUSR).union(Mode::S_IRGRP).union(Mode::S_IWGRP);
 /// The mode of files in `drop/`: the queue-manager reads them, and copies.
 const DROP_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR).union(Mode::S_IRGRP);
 
@@ -51,7 +46,8 @@ fn write_one_with(ops: &Ops, directory: BorrowedFd<'_>, message: &NewMessage) ->
     let name = message.id.to_string();
     // The dot keeps it from being taken for a queue id before it is whole.
     let temporary = format!(".{name}");
-    write_file(ops, &directory, temporary.clone(), DROP_MODE, &[message], None)?;
+    let file = ops.create(&directory, temporary.clone(), DROP_MODE)?;
+    write_file(ops, &directory, &file, &[message])?;
     if let Err(error) = ops.rename((&directory, &temporary), (&directory, &name)) {
         ops.discard(&directory, &temporary);
         return Err(error.into());
@@ -64,33 +60,35 @@ fn write_one_with(ops: &Ops, directory: BorrowedFd<'_>, message: &NewMessage) ->
     Ok(())
 }
 
-/// A committer thread: until the writer is dropped, and then until all that was submitted is written.
-pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops) {
+/// A committer thread: until the writer is dropped, the first one then until all that was submitted is written.
+pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops, first: bool) {
     let tmp = labelled(&dirs.tmp, "tmp");
     let new = labelled(&dirs.new, "new");
-    while let Some(batch) = next_batch(shared) {
-        let name = commit(shared, ops, &tmp, &batch);
-        drop(batch);
-        if let Some(name) = name {
-            publish(ops, &tmp, &new, &name);
-        }
+    while let Some(batch) = next_batch(shared, first) {
+        commit(shared, ops, &tmp, &new, &batch);
     }
 }
 
 /// Moves a committed file to where the queue-manager looks. Nothing depends on its success: the message
 /// is safe in `tmp/`, and the queue-manager takes what stays there. NotFound means that it already did.
-pub(crate) fn publish(ops: &Ops, tmp: &Directory<'_>, new: &Directory<'_>, name: &str) {
-    let _ = ops.rename((tmp, name), (new, name));
+pub(crate) fn publish(ops: &Ops, tmp: &Directory<'_>, new: &Directory<'_>, file: &Output, id: QueueId) {
+    let _ = ops.rename((tmp, file.name()), (new, &id.to_string()));
 }
 
-/// Waits for messages and takes as many as go into one file. None when the writer is gone.
-fn next_batch(shared: &Shared) -> Option<Vec<(u64, NewMessage)>> {
+/// Whether what waits is enough for a file of its own, whoever is writing already.
+pub(crate) fn is_full(small: &Small) -> bool {
+    small.waiting.len() >= BATCH_MESSAGES || small.octets >= BATCH_OCTETS
+}
+
+/// Waits for messages, or but for the first committer for enough of them, and takes as many as go into one
+/// file. None when the writer is gone.
+fn next_batch(shared: &Shared, first: bool) -> Option<Vec<(u64, NewMessage)>> {
     let mut small = shared.small();
-    while small.waiting.is_empty() {
+    while if first { small.waiting.is_empty() } else { small.closed || !is_full(&small) } {
         if small.closed {
             return None;
         }
-        small = shared.wait_small(small);
+        small = shared.wait_small(small, first);
     }
     let mut octets = 0usize;
     let fits = |(_, message): &&(u64, NewMessage)| {
@@ -98,67 +96,56 @@ fn next_batch(shared: &Shared) -> Option<Vec<(u64, NewMessage)>> {
         octets <= BATCH_OCTETS
     };
     let count = small.waiting.iter().take(BATCH_MESSAGES).take_while(fits).count().max(1);
-    let batch = small.waiting.drain(..count).collect();
-    if !small.waiting.is_empty() {
-        // The one who filled the queue has called nobody but us.
+    let batch: Vec<_> = small.waiting.drain(..count).collect();
+    let taken = batch.iter().map(|(_, message)| footprint(message)).sum();
+    small.octets = small.octets.saturating_sub(taken);
+    if is_full(&small) {
         shared.call_small();
     }
     Some(batch)
 }
 
 /// What a message adds to a file, roughly.
-fn footprint(message: &NewMessage) -> usize {
+pub(crate) fn footprint(message: &NewMessage) -> usize {
     let recipients: usize = message.envelope.recipients.iter().map(|r| r.as_str().len() + 6).sum();
     message.body.len().next_multiple_of(BLOCK as usize) + message.prepend.len() + recipients + 512
 }
 
-/// Writes the batch, reports each of its messages, and says under which name it is in `tmp/`.
-fn commit(shared: &Shared, ops: &Ops, tmp: &Directory<'_>, batch: &[(u64, NewMessage)]) -> Option<String> {
+/// Writes the batch into a blank, reports each of its messages, and then moves the file to `new/`.
+fn commit(shared: &Shared, ops: &Ops, tmp: &Directory<'_>, new: &Directory<'_>, batch: &[(u64, NewMessage)]) {
     let messages: Vec<&NewMessage> = batch.iter().map(|(_, message)| message).collect();
-    let name = messages.first()?.id.to_string();
-    let written = write_file(ops, tmp, name.clone(), SHARED_MODE, &messages, Some(&shared.together));
+    let written = shared.blanks.take().and_then(|file| {
+        write_file(ops, tmp, &file, &messages)?;
+        Ok(file)
+    });
+    let result = written.as_ref().map(|_| ()).map_err(Clone::clone);
     shared.report(batch.iter().map(|(token, message)| Finished {
         token: *token,
         id: message.id,
         stream: None,
-        result: written.clone(),
+        result: result.clone(),
     }));
-    written.is_ok().then_some(name)
+    if let (Ok(file), Some(first)) = (written, messages.first()) {
+        publish(ops, tmp, new, &file, first.id);
+    }
 }
 
-/// Creates a file of these messages and syncs it, and its directory at the same time: which of the two
-/// is done first does not matter, since nothing is promised before both are. On failure the file is
-/// unlinked. A failed sync is never tried again: the kernel has marked the pages clean and would answer Ok.
+/// Fills an empty file with these messages and syncs it. On failure the file is unlinked. A failed sync is
+/// never tried again: the kernel has marked the pages clean and would answer Ok.
 fn write_file(
     ops: &Ops,
     directory: &Directory<'_>,
-    name: String,
-    mode: Mode,
+    file: &Output,
     messages: &[&NewMessage],
-    together: Option<&Together>,
 ) -> Result<(), WriteError> {
-    let layout = Layout::of(messages)?;
-    let file = ops.create(directory, name, mode)?;
-    let written = write_and_sync(ops, &file, &mut layout.slices(messages), together);
+    let written = Layout::of(messages).and_then(|layout| {
+        ops.write(file, &mut layout.slices(messages), 0)?;
+        Ok(ops.sync(file)?)
+    });
     if written.is_err() {
         ops.discard(directory, file.name());
     }
     written
-}
-
-fn write_and_sync(
-    ops: &Ops,
-    file: &Output,
-    slices: &mut [IoSlice<'_>],
-    together: Option<&Together>,
-) -> Result<(), WriteError> {
-    ops.write(file, slices, 0)?;
-    let directory = together.map(|together| {
-        ops.begin(file);
-        together.ask()
-    });
-    ops.sync(file)?;
-    directory.map_or(Ok(()), |directory| directory.wait())
 }
 
 /// What stands around the bodies of a file.

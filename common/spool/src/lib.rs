@@ -34,6 +34,7 @@
 
 #![forbid(unsafe_code)]
 
+mod blanks;
 mod commit;
 mod envelope;
 mod format;
@@ -47,7 +48,6 @@ mod recover;
 #[cfg(test)]
 mod samples;
 mod stream;
-mod together;
 mod verify;
 mod writer;
 

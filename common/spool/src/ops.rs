@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -71,6 +72,25 @@ impl Ops {
         Ok(output)
     }
 
+    /// As [`Ops::create`], and locks it against recovery, which may have met it before the lock was there.
+    pub(crate) fn create_locked(
+        &self,
+        directory: &Directory<'_>,
+        name: String,
+        mode: Mode,
+    ) -> io::Result<Output> {
+        let output = self.create(directory, name, mode)?;
+        let locked = output.file.try_lock().map_err(io::Error::from).and_then(|()| output.file.metadata());
+        match locked {
+            Ok(metadata) if metadata.nlink() > 0 => Ok(output),
+            Ok(_) => Err(io::Error::other("recovery removed a new file")),
+            Err(error) => {
+                self.discard(directory, &output.name);
+                Err(error)
+            }
+        }
+    }
+
     /// Writes all of `slices` at `offset`, in one call unless the kernel cuts it.
     pub(crate) fn write(&self, to: &Output, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.probe(&Operation::Write(&to.name, offset, slices))?;
@@ -94,9 +114,7 @@ impl Ops {
         Ok(())
     }
 
-    /// Lets the disk begin. It is not an operation of its own to a probe, since it promises nothing. With
-    /// blocks allocated and on their way, file and directory can be synced at once and share a commit of
-    /// the journal.
+    /// Lets the disk begin. It is not an operation of its own to a probe, since it promises nothing.
     pub(crate) fn begin(&self, output: &Output) {
         let _ = postern_sys::start_writeback(output.file.as_fd(), 0, 0);
     }

@@ -1,6 +1,6 @@
 //! What the queue-manager does with the spool's directories: list, adopt, sweep, set aside.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag};
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -119,7 +119,7 @@ pub fn age(directory: BorrowedFd<'_>, name: &str, now: SystemTime) -> io::Result
 }
 
 /// Looks through `tmp/`: what is whole and at least `adopt_after` old goes to `new/`, what is damaged to
-/// `corrupt/`, what is unfinished and a day old goes. At its own start the queue-manager need not wait:
+/// `corrupt/`, what is unfinished goes when its writer is dead and it is empty or a day old. At its own start the queue-manager need not wait:
 /// `adopt_after` may be zero even beside living writers, which write the foot last and take a file that
 /// is gone for moved.
 ///
@@ -201,27 +201,45 @@ fn rescue_one(
     if age < adopt_after {
         return Ok(());
     }
-    match (classified(tmp, name)?, QueueId::parse(name)) {
-        ((Found::Whole, Some(file)), Some(id)) => {
+    match classified(tmp, name)? {
+        (Found::Whole, file) => {
+            // It was written into a blank, whose name says nothing.
+            let first = file.as_ref().and_then(|file| file.messages().first()).map(|message| message.id);
+            let (Some(file), Some(id)) = (file, first) else { return Ok(()) };
             file.sync_all()?;
-            rename_between(tmp, name, new, name)?;
+            rename_between(tmp, name, new, &id.to_string())?;
             rescued.adopted.push(id);
         }
-        ((Found::Unfinished, _), _) => {
-            if age >= SWEEP_AFTER {
-                remove(tmp, name)?;
+        (Found::Unfinished, _) => {
+            // A dead writer's blanks need not lie there for a day.
+            let blank = name.starts_with('.') && size(tmp, name)? == 0;
+            if (blank || age >= SWEEP_AFTER) && sweep(tmp, name)? {
                 rescued.swept.push(name.to_owned());
             }
         }
-        ((Found::Damaged(why), _), _) => {
+        (Found::Damaged(why), _) => {
             rescued.set_aside.push((set_aside(tmp, name, corrupt)?, why));
         }
-        ((Found::Newer(version), _), _) => {
+        (Found::Newer(version), _) => {
             rescued.failed.push((name.to_owned(), format!("format {version} of a newer Postern")));
         }
-        ((Found::Whole, _), _) => rescued.failed.push((name.to_owned(), "a name that is no queue id".into())),
     }
     Ok(())
+}
+
+fn size(directory: BorrowedFd<'_>, name: &str) -> io::Result<u64> {
+    Ok(fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_size.max(0) as u64)
+}
+
+/// Unlinks a file unless the writer that made it lives and holds its lock, which it may for days.
+fn sweep(tmp: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = File::from(openat(tmp, name, flags, Mode::empty())?);
+    match file.try_lock() {
+        Ok(()) => remove(tmp, name).map(|()| true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// With the file, when it is whole. What is behind the foot is not looked at: in `tmp/` and `drop/` nothing

@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::commit::{SHARED_MODE, close, publish};
+use crate::commit::{close, publish};
 use crate::envelope::Envelope;
 use crate::format::{self, HEAD_LEN, StoredRef};
 use crate::id::QueueId;
@@ -85,8 +85,7 @@ pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops, n: usize) 
 
 impl Streamer<'_> {
     /// Does all that was asked since the last round. What is pending is written first, each stream's in one
-    /// call, so that no client waits longer than it must; then what is finished is synced, and shares one
-    /// sync of the directory.
+    /// call, so that no client waits longer than it must; then what is finished is synced.
     fn round(&mut self, commands: Vec<Command>) {
         let mut closing = Vec::new();
         let mut touched = Vec::new();
@@ -112,25 +111,24 @@ impl Streamer<'_> {
             }
         }
         touched.into_iter().for_each(|serial| self.flush(serial));
-        // All are written before the first is synced: a journal takes them together.
+        // All are on their way before the first is synced: a journal takes them together.
         let written: Vec<Closing> = closing.into_iter().filter_map(|c| self.step(c, Stream::close)).collect();
-        if written.is_empty() {
-            return;
+        if written.len() > 1 {
+            written.iter().for_each(|closing| self.ops.begin(&closing.stream.file));
         }
-        written.iter().for_each(|closing| self.ops.begin(&closing.stream.file));
-        let directory = self.shared.together.ask();
-        let synced: Vec<Closing> = written.into_iter().filter_map(|c| self.step(c, Stream::sync)).collect();
-        self.commit(&synced, directory.wait());
+        for closing in written.into_iter().filter_map(|c| self.step(c, Stream::sync)) {
+            self.commit(&closing);
+        }
     }
 
     fn open(&mut self, serial: u64, token: u64, id: QueueId, unwritten: Arc<AtomicUsize>) {
-        match self.ops.create(&self.tmp, id.to_string(), SHARED_MODE) {
+        match self.shared.blanks.take() {
             Ok(file) => {
                 let stream =
                     Stream { token, id, file, length: 0, crc: 0, lazy: 0, pending: Vec::new(), unwritten };
                 self.streams.insert(serial, stream);
             }
-            Err(error) => self.shared.report([failed(serial, token, id, error.into())]),
+            Err(error) => self.shared.report([failed(serial, token, id, error)]),
         }
     }
 
@@ -155,19 +153,11 @@ impl Streamer<'_> {
         None
     }
 
-    fn commit(&self, synced: &[Closing], result: Result<(), WriteError>) {
-        if result.is_err() {
-            synced.iter().for_each(|c| self.ops.discard(&self.tmp, c.stream.file.name()));
-        }
-        self.shared.report(synced.iter().map(|closing| Finished {
-            token: closing.stream.token,
-            id: closing.stream.id,
-            stream: Some(closing.serial),
-            result: result.clone(),
-        }));
-        if result.is_ok() {
-            synced.iter().for_each(|c| publish(self.ops, &self.tmp, &self.new, c.stream.file.name()));
-        }
+    fn commit(&self, closing: &Closing) {
+        let Stream { token, id, file, .. } = &closing.stream;
+        let stream = Some(closing.serial);
+        self.shared.report([Finished { token: *token, id: *id, stream, result: Ok(()) }]);
+        publish(self.ops, &self.tmp, &self.new, file, *id);
     }
 }
 

@@ -8,19 +8,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::blanks::Blanks;
 use crate::envelope::Envelope;
 use crate::id::QueueId;
 use crate::ops::{Ops, Probe, labelled};
 use crate::stream::Command;
-use crate::together::Together;
 use crate::{commit, stream};
 
-/// Threads that write files of small messages. With one, a message that comes just after a sync began
-/// waits for the whole of it before its own; with more than these, files get smaller and no message is
-/// faster, since the journal of the file system takes one commit after the other.
+/// Threads that write files of small messages. The first takes whatever there is: while it syncs a file all
+/// that comes gathers for the next. Were the others to do the same, files would be smaller and no message
+/// faster (measured: `docs/performance.md`); they take what is a full file already.
 const COMMITTERS: usize = 3;
 /// Threads that write large messages.
 const STREAMERS: usize = 8;
+
+/// Empty files kept ready for them.
+const BLANKS: usize = 16;
 
 /// Messages of more octets than this are streamed to a file of their own.
 pub const STREAM_ABOVE: usize = 128 * 1024;
@@ -75,8 +78,8 @@ pub struct Writer {
     streams: HashMap<u64, Open>,
     last_serial: u64,
     threads: Vec<JoinHandle<()>>,
-    /// Ends after them: they wait for it.
-    directory: Option<JoinHandle<()>>,
+    /// Makes the blanks. Ends after them: they wait for it.
+    maker: Option<JoinHandle<()>>,
 }
 
 /// A stream, as the event loop sees it.
@@ -89,8 +92,9 @@ struct Open {
 pub(crate) struct Shared {
     small: Mutex<Small>,
     small_ready: Condvar,
+    small_full: Condvar,
     streamers: Vec<Streamer>,
-    pub(crate) together: Together,
+    pub(crate) blanks: Blanks,
     finished: Mutex<Vec<Finished>>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -102,6 +106,8 @@ type Run = dyn FnOnce(&Arc<Shared>, &WriterDirs, &Ops) + Send;
 #[derive(Default)]
 pub(crate) struct Small {
     pub(crate) waiting: VecDeque<(u64, NewMessage)>,
+    /// What they will add to their file, roughly.
+    pub(crate) octets: usize,
     pub(crate) closed: bool,
 }
 
@@ -130,7 +136,7 @@ impl Writer {
     /// Starts the threads. `wake` is called from them, once for each group of completions, and when
     /// a stream's unwritten octets fall below [`STREAM_ABOVE`] again; it must not block.
     pub fn start(dirs: WriterDirs, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
-        Self::start_with(dirs, wake, Ops::default(), COMMITTERS, STREAMERS)
+        Self::start_with(dirs, wake, Ops::default(), COMMITTERS, STREAMERS, BLANKS)
     }
 
     /// As [`Writer::start`], with every file operation shown to `probe` first, and one committer and one
@@ -141,7 +147,7 @@ impl Writer {
         wake: impl Fn() + Send + Sync + 'static,
         probe: Probe,
     ) -> io::Result<Self> {
-        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, 1, 1)
+        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, 1, 1, 1)
     }
 
     /// As [`Writer::start_probed`], with all threads.
@@ -151,7 +157,7 @@ impl Writer {
         wake: impl Fn() + Send + Sync + 'static,
         probe: Probe,
     ) -> io::Result<Self> {
-        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, COMMITTERS, STREAMERS)
+        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, COMMITTERS, STREAMERS, BLANKS)
     }
 
     fn start_with(
@@ -160,34 +166,38 @@ impl Writer {
         ops: Ops,
         committers: usize,
         streamers: usize,
+        blanks: usize,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             small: Mutex::default(),
             small_ready: Condvar::new(),
+            small_full: Condvar::new(),
             streamers: (0..streamers).map(|_| Streamer::default()).collect(),
-            together: Together::default(),
+            blanks: Blanks::new(blanks),
             finished: Mutex::default(),
             wake: Box::new(wake),
         });
         let dirs = Arc::new(dirs);
         let mut writer =
-            Self { shared, streams: HashMap::new(), last_serial: 0, threads: Vec::new(), directory: None };
+            Self { shared, streams: HashMap::new(), last_serial: 0, threads: Vec::new(), maker: None };
         let thread = |name: &str, run: Box<Run>| {
             let (shared, dirs, ops) = (writer.shared.clone(), dirs.clone(), ops.clone());
             let builder = std::thread::Builder::new().name(name.to_owned());
             builder.spawn(move || run(&shared, &dirs, &ops))
         };
-        let directory = thread(
-            "directory",
-            Box::new(|shared, dirs, ops| shared.together.run(ops, &labelled(&dirs.tmp, "tmp"))),
+        let maker = thread(
+            "blanks",
+            Box::new(|shared, dirs, ops| shared.blanks.run(ops, &labelled(&dirs.tmp, "tmp"))),
         )?;
-        let committers = (0..committers).map(|_| thread("committer", Box::new(commit::run)));
+        let committers = (0..committers).map(|n| {
+            thread("committer", Box::new(move |shared, dirs, ops| commit::run(shared, dirs, ops, n == 0)))
+        });
         let streamers = (0..streamers).map(|n| {
             thread("streamer", Box::new(move |shared, dirs, ops| stream::run(shared, dirs, ops, n)))
         });
         let threads: Vec<io::Result<_>> = committers.chain(streamers).collect();
         // From here on dropping the writer ends those that did start.
-        writer.directory = Some(directory);
+        writer.maker = Some(maker);
         for thread in threads {
             writer.threads.push(thread?);
         }
@@ -197,12 +207,16 @@ impl Writer {
     /// Hands over a small message, whole.
     pub fn submit(&mut self, token: u64, message: NewMessage) {
         let mut small = self.shared.small();
+        small.octets += commit::footprint(&message);
         small.waiting.push_back((token, message));
         // A committer that is writing looks for itself when it is done: one wake a batch.
-        let first = small.waiting.len() == 1;
+        let (first, full) = (small.waiting.len() == 1, commit::is_full(&small));
         drop(small);
         if first {
             self.shared.small_ready.notify_one();
+        }
+        if full {
+            self.shared.small_full.notify_one();
         }
     }
 
@@ -268,6 +282,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.small().closed = true;
         self.shared.small_ready.notify_all();
+        self.shared.small_full.notify_all();
         for streamer in &self.shared.streamers {
             lock(&streamer.commands).closed = true;
             streamer.ready.notify_one();
@@ -276,8 +291,8 @@ impl Drop for Writer {
             // A thread that panicked has said so; there is nobody left to tell.
             let _ = thread.join();
         }
-        self.shared.together.close();
-        let _ = self.directory.take().map(JoinHandle::join);
+        self.shared.blanks.close();
+        let _ = self.maker.take().map(JoinHandle::join);
     }
 }
 
@@ -286,13 +301,19 @@ impl Shared {
         lock(&self.small)
     }
 
-    pub(crate) fn wait_small<'a>(&self, guard: MutexGuard<'a, Small>) -> MutexGuard<'a, Small> {
-        self.small_ready.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    /// Waits for a message, or for a full file.
+    pub(crate) fn wait_small<'a>(
+        &self,
+        guard: MutexGuard<'a, Small>,
+        for_any: bool,
+    ) -> MutexGuard<'a, Small> {
+        let event = if for_any { &self.small_ready } else { &self.small_full };
+        event.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes one more committer.
+    /// Wakes a committer that waits for a full file.
     pub(crate) fn call_small(&self) {
-        self.small_ready.notify_one();
+        self.small_full.notify_one();
     }
 
     /// All commands of one stream go to one streamer, in their order.

@@ -72,7 +72,7 @@ fn a_file_of_several_is_bounded_in_octets() {
     writer.submit(0, message(0, b"first"));
     gate.reached();
     for n in 1..=6 {
-        writer.submit(n, message(n, &vec![b'x'; 1 << 20]));
+        writer.submit(n, message(n, &vec![b'x'; 400 << 10]));
     }
     writer.submit(7, message(7, &vec![b'y'; 6 << 20]));
     gate.open();

@@ -97,8 +97,9 @@ impl Desk {
     /// Every message in a directory, by id.
     pub fn messages(&self, directory: &str) -> HashMap<QueueId, NewMessage> {
         let mut all = HashMap::new();
-        for id in list(self.fd(directory)).unwrap().files {
-            let file = self.open(directory, id);
+        let listing = list(self.fd(directory)).unwrap();
+        let whole = listing.others.iter().filter_map(|name| SpoolFile::open(self.fd(directory), name).ok());
+        for file in listing.files.iter().map(|id| self.open(directory, *id)).chain(whole) {
             for n in 0..file.messages().len() {
                 let message = restore(&file, n);
                 assert!(all.insert(message.id, message).is_none(), "twice in the spool");
