@@ -40,6 +40,7 @@ mod ask;
 mod connection;
 mod deadlines;
 mod message;
+mod proxied;
 mod program;
 mod refusal;
 mod room;

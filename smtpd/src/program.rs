@@ -11,6 +11,7 @@ use postern_daemon::{Handles, Host, Port, Program, StartError};
 use postern_event::{Client, Event, Level, SessionId};
 use postern_ipc::supervise::Handle;
 use postern_ipc::{Peer, Role, smtpd_auth, smtpd_verify};
+use postern_smtp::Reply;
 use postern_smtp::server::{Asks, Extensions, Output, Phase, Protocol, Session, Settings};
 use postern_spool::{Completion, IdAllocator, Slot, Writer, WriterDirs};
 use slab::Slab;
@@ -18,6 +19,7 @@ use slab::Slab;
 use crate::accept::Listener;
 use crate::connection::{Connection, Key, State};
 use crate::deadlines::Deadlines;
+use crate::proxied::{Arrival, Gate, Missing};
 use crate::refusal;
 use crate::room::Room;
 use crate::secure::{Certificate, Layer};
@@ -36,6 +38,7 @@ const PLACES: usize = 1 << 24;
 pub struct Smtpd {
     config: SmtpdPart,
     listeners: Vec<Listener>,
+    gate: Gate,
     connections: Slab<Connection>,
     first_token: usize,
     worker: Worker,
@@ -69,6 +72,7 @@ impl Program for Smtpd {
         let (hops, timeouts) = (config.limits.hops, timeouts(&config.limits));
         let mut program = Self {
             listeners: Vec::new(),
+            gate: Gate::new(host),
             connections: Slab::new(),
             first_token: host.tokens(PLACES).0,
             worker: Worker::new(writer, room, ids, hops, timeouts, lookup, verify),
@@ -122,12 +126,17 @@ impl Program for Smtpd {
             while self.auth.receive(host).is_some() {}
         } else if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.token == token) {
             listener.set_ready();
+        } else if let Some(Some(arrival)) = self.gate.ready(host, token) {
+            self.arrive(host, arrival);
         }
     }
 
     fn turn(&mut self, host: &mut Host) -> Option<Instant> {
         self.take_completions(host);
         self.accept(host);
+        while let Some(late) = self.gate.take_late(host) {
+            self.arrive(host, late);
+        }
         self.run(host);
         self.miss_lookup(host);
         self.look_at_deadlines(host);
@@ -158,6 +167,7 @@ impl Program for Smtpd {
 
     fn stop(&mut self, host: &mut Host) {
         self.listeners.drain(..).for_each(|listener| listener.close(host));
+        self.gate.clear();
         self.stop_at = Some(host.now() + STOP_PATIENCE);
     }
 
@@ -219,20 +229,101 @@ impl Smtpd {
     fn accept(&mut self, host: &mut Host) {
         for at in 0..self.listeners.len() {
             for _ in 0..ACCEPT_TURN {
+                let crowded = self.is_crowded();
                 let listener = &mut self.listeners[at];
                 let Some((stream, address)) = listener.accept(host) else { break };
-                let settings = listener.settings.clone();
-                let tls = if settings.secure {
-                    // Never in clear text: its users believe to be within TLS. Without a certificate,
-                    // closing is all there is to do, and it has been told.
-                    let Some(layer) = self.certificate.layer(host) else { continue };
-                    Some(layer)
-                } else {
-                    None
+                let proxies = &listener.listen.proxy;
+                if proxies.is_empty() {
+                    self.receive(host, at, stream, address, None);
+                    continue;
+                }
+                let reply = match () {
+                    () if !proxies.iter().any(|proxy| proxy.contains(&address)) => refusal::not_a_proxy(),
+                    () if crowded => refusal::too_many_sessions(),
+                    () => {
+                        if let Err(error) = self.gate.hold(host, stream, address, at) {
+                            let text = format!("event loop: cannot watch a connection: {error}");
+                            host.note(Level::Error, &text);
+                        }
+                        continue;
+                    }
                 };
-                self.admit(host, settings, tls, stream, address);
+                let secure = listener.settings.secure;
+                self.turn_away(host, stream, address, secure, &reply);
             }
         }
+    }
+
+    /// A proxy has said whose connection it is, or has not.
+    fn arrive(&mut self, host: &mut Host, arrival: Arrival) {
+        let Arrival { stream, proxy, listener, client } = arrival;
+        match client {
+            Ok(client) => self.receive(host, listener, stream, client, Some(proxy)),
+            Err(Missing::Closed) => {}
+            Err(why) => {
+                let secure = self.listeners.get(listener).is_none_or(|listener| listener.settings.secure);
+                let reply = refusal::no_proxy_header(&why.to_string());
+                self.turn_away(host, stream, proxy, secure, &reply);
+            }
+        }
+    }
+
+    /// A client's connection, directly or by way of a proxy.
+    fn receive(
+        &mut self,
+        host: &mut Host,
+        at: usize,
+        stream: mio::net::TcpStream,
+        address: std::net::IpAddr,
+        proxy: Option<std::net::IpAddr>,
+    ) {
+        let Some(listener) = self.listeners.get(at) else { return };
+        let settings = listener.settings.clone();
+        let tls = if settings.secure {
+            // Never in clear text: its users believe to be within TLS. Without a certificate, closing is
+            // all there is to do, and it has been told.
+            let Some(layer) = self.certificate.layer(host) else { return };
+            Some(layer)
+        } else {
+            None
+        };
+        if self.is_crowded() {
+            return self.turn_away(host, stream, address, false, &refusal::too_many_sessions());
+        }
+        self.admit(host, settings, tls, stream, address, proxy);
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.connections.len() + self.gate.len() >= self.config.limits.sessions as usize
+    }
+
+    /// Says why, if it can be heard, and closes.
+    fn turn_away(
+        &mut self,
+        host: &mut Host,
+        mut stream: mio::net::TcpStream,
+        address: std::net::IpAddr,
+        secure: bool,
+        reply: &Reply,
+    ) {
+        self.sessions += 1;
+        self.worker.counters.connections += 1;
+        let mut wire = Vec::new();
+        reply.write_to(&mut wire);
+        if !secure {
+            // The socket is new and takes one line; a client that does not listen is none.
+            let _ = std::io::Write::write(&mut stream, &wire);
+        }
+        host.emit(&Event::Reject {
+            session: SessionId(self.first_session + self.sessions),
+            client: Client { name: None, address },
+            stage: "CONNECT",
+            reply,
+            from: None,
+            to: None,
+            helo: None,
+            proto: "SMTP",
+        });
     }
 
     fn admit(
@@ -242,32 +333,12 @@ impl Smtpd {
         tls: Option<Box<Layer>>,
         mut stream: mio::net::TcpStream,
         address: std::net::IpAddr,
+        proxy: Option<std::net::IpAddr>,
     ) {
         self.sessions += 1;
         self.worker.counters.connections += 1;
         let id = SessionId(self.first_session + self.sessions);
-        let client = Client { name: None, address };
-        if self.connections.len() >= self.config.limits.sessions as usize {
-            let reply = refusal::too_many_sessions();
-            let mut wire = Vec::new();
-            reply.write_to(&mut wire);
-            // The socket is new and takes one line; a client that does not listen is none.
-            let _ = std::io::Write::write(&mut stream, &wire);
-            let (stage, proto) = ("CONNECT", "SMTP");
-            let reply = &reply;
-            let session = id;
-            return host.emit(&Event::Reject {
-                session,
-                client,
-                stage,
-                reply,
-                from: None,
-                to: None,
-                helo: None,
-                proto,
-            });
-        }
-        host.emit(&Event::Connect { session: id, client });
+        host.emit(&Event::Connect { session: id, client: Client { name: None, address }, proxy });
         let entry = self.connections.vacant_entry();
         let key = Key::new(entry.key(), self.sessions);
         let token = Token(self.first_token + key.place);
@@ -418,6 +489,7 @@ impl Smtpd {
             .into_iter()
             .chain(listeners)
             .chain(self.deadlines.next())
+            .chain(self.gate.next())
             .chain(self.stop_at)
             .min()
     }

@@ -45,6 +45,16 @@ pub(crate) fn too_many_sessions() -> Reply {
     reply(421, (4, 3, 2), "Error: too many connections, try again")
 }
 
+/// A stranger at a port that is for proxies alone.
+pub(crate) fn not_a_proxy() -> Reply {
+    reply(554, (5, 7, 1), "Error: this port is for proxies")
+}
+
+/// A proxy that does not say whose connection it is.
+pub(crate) fn no_proxy_header(why: &str) -> Reply {
+    reply(554, (5, 7, 1), &format!("Error: {why}"))
+}
+
 pub(crate) fn stopping() -> Reply {
     reply(421, (4, 3, 2), "Service shutting down, try again")
 }

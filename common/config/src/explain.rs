@@ -48,6 +48,9 @@ impl Config {
             if !listen.proxy.is_empty() {
                 out.item(&format!("  only for {}, each connection with a PROXY header", list(&listen.proxy)));
             }
+            if !listen.proxy.is_empty() {
+                out.item(&format!("  only for {}, each connection with a PROXY header", list(&listen.proxy)));
+            }
         }
     }
 
@@ -228,6 +231,8 @@ impl Config {
         out.value("hops", smtp.hops, smtp.hops == 100);
         out.value("xclient", nobody_or(&smtp.xclient), smtp.xclient.is_empty());
         out.value("xforward", nobody_or(&smtp.xforward), smtp.xforward.is_empty());
+        out.value("xclient", nobody_or(&smtp.xclient), smtp.xclient.is_empty());
+        out.value("xforward", nobody_or(&smtp.xforward), smtp.xforward.is_empty());
         self.explain_abuse(out);
         out.title("[queue] Retries");
         out.time("lifetime", self.queue.lifetime, 5 * 86_400);
@@ -278,6 +283,10 @@ impl Lines {
 
 fn mark(default: bool) -> &'static str {
     if default { " (default)" } else { "" }
+}
+
+fn nobody_or(items: &[impl Display]) -> String {
+    if items.is_empty() { "nobody".to_owned() } else { list(items) }
 }
 
 fn nobody_or(items: &[impl Display]) -> String {

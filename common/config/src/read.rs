@@ -197,6 +197,8 @@ impl Reader<'_> {
             let address = self.required(&section, "address", text(value::socket_address));
             let service = self.required(&section, "service", text(value::service));
             let bare_newline = self.optional(&section, "bare-newline", text(value::bare_newline));
+            let proxy = self.list(&section, "proxy", value::trusted_network);
+            self.doubles(&proxy);
             if let Some((at, address)) = &address
                 && address.port() != 0
                 && listen.iter().any(|l| l.address == *address)
@@ -215,7 +217,8 @@ impl Reader<'_> {
             }
             if let (Some((_, address)), Some((_, service))) = (address, service) {
                 let bare_newline = bare_newline.map(|(_, value)| value).unwrap_or_default();
-                listen.push(Listen { address, service, bare_newline });
+                let proxy = without_places(proxy);
+                listen.push(Listen { address, service, bare_newline, proxy });
             }
         }
         listen
@@ -255,6 +258,9 @@ impl Reader<'_> {
 
     fn smtp(&mut self, root: &DeTable<'_>) -> SmtpLimits {
         let section = self.section(root, "[smtp]");
+        let xclient = self.list(&section, "xclient", value::trusted_network);
+        let xforward = self.list(&section, "xforward", value::trusted_network);
+        [&xclient, &xforward].into_iter().for_each(|networks| self.doubles(networks));
         SmtpLimits {
             workers: self.number(&section, "workers", 1..=64).map_or_else(default_workers, |n| n as u16),
             // RFC 5321 §4.5.3.1.7 asks for at least 64 KiB; a smaller limit is the operator's to choose.
@@ -270,6 +276,8 @@ impl Reader<'_> {
             greet_pause: self.time(&section, "greet-pause", Duration::ZERO).unwrap_or_default(),
             tarpit: self.time(&section, "tarpit", Duration::ZERO).unwrap_or(SECOND),
             hops: self.number(&section, "hops", 1..=10_000).unwrap_or(100) as u32,
+            xclient: without_places(xclient),
+            xforward: without_places(xforward),
         }
     }
 

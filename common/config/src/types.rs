@@ -80,6 +80,8 @@ pub struct Listen {
     pub service: Service,
     /// `bare-newline`, default `reject`.
     pub bare_newline: BareNewline,
+    /// `proxy`: who alone connects, each time with a PROXY header; none for a port without proxies.
+    pub proxy: Vec<IpNet>,
 }
 
 /// What becomes of line ends that are not CRLF.
@@ -270,6 +272,10 @@ pub struct SmtpLimits {
     pub tarpit: Duration,
     /// `hops`: Received lines until a message counts as looping, default 100.
     pub hops: u32,
+    /// `xclient`: who may say who its client is. Default: nobody.
+    pub xclient: Vec<IpNet>,
+    /// `xforward`: who may say where a message came from. Default: nobody.
+    pub xforward: Vec<IpNet>,
 }
 
 /// `[queue]`

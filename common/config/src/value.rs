@@ -158,6 +158,15 @@ pub(crate) fn network(text: &str) -> Result<IpNet, Mistake> {
     Ok(network)
 }
 
+/// Of those who are believed when they say whose connection or message it is.
+pub(crate) fn trusted_network(text: &str) -> Result<IpNet, Mistake> {
+    if text.parse::<IpNet>().is_ok_and(|network| network.prefix_len() == 0) {
+        let help = "name the hosts that are trusted, as `10.0.0.1`";
+        return mistake(format!("`{text}` lets the whole world claim to be anybody"), help);
+    }
+    network(text)
+}
+
 pub(crate) fn route_pattern(text: &str) -> Result<RoutePattern, Mistake> {
     match text.strip_prefix('.') {
         _ if text == "*" => Ok(RoutePattern::Any),

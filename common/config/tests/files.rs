@@ -242,6 +242,22 @@ const MISTAKES: &[(&str, &str)] = &[
         "5:16 unknown value `normalize` | did you mean `normalise`?",
     ),
     (
+        "hostname = \"a.b\"\n[[listen]]\naddress = \"[::]:25\"\nservice = \"smtp\"\nproxy = \"10.0.0.1\"",
+        "5:9 a list should stand here | write [\"10.0.0.1\"]",
+    ),
+    (
+        "hostname = \"a.b\"\n[[listen]]\naddress = \"[::]:25\"\nservice = \"smtp\"\nproxy = [\"0.0.0.0/0\"]",
+        "5:10 `0.0.0.0/0` lets the whole world claim to be anybody | name the hosts that are trusted",
+    ),
+    (
+        "hostname = \"a.b\"\n[smtp]\nxclient = [\"10.0.0.1\", \"10.0.0.1\"]",
+        "3:24 `10.0.0.1/32` stands here twice",
+    ),
+    (
+        "hostname = \"a.b\"\n[smtp]\nxforward = [\"mx.example\"]",
+        "3:13 `mx.example` is neither an address nor a network",
+    ),
+    (
         "hostname = \"a.b\"\n[[listen]]\naddress = \"10.0.0.1\"\nservice = \"smtp\"",
         "3:11 `10.0.0.1` is not an address and port | the port is missing: `10.0.0.1:25`",
     ),

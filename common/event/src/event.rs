@@ -178,6 +178,8 @@ pub enum Event<'a> {
         session: SessionId,
         /// Who.
         client: Client<'a>,
+        /// The proxy whose PROXY header says so.
+        proxy: Option<IpAddr>,
     },
     /// A client went.
     Disconnect {

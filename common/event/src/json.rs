@@ -104,9 +104,10 @@ pub(crate) fn fields(event: &Event<'_>) -> Fields {
 
 fn session_fields(event: &Event<'_>) -> Fields {
     match *event {
-        Event::Connect { session, client } => {
+        Event::Connect { session, client, proxy } => {
             let mut fields = vec![("session", shown(session))];
             push_client(&mut fields, client);
+            fields.extend(proxy.map(|proxy| ("proxy", shown(proxy))));
             fields
         }
         Event::Disconnect { session, client, messages, commands, milliseconds, why } => {

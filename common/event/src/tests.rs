@@ -64,7 +64,14 @@ fn samples(things: &Things) -> Vec<(Event<'_>, &'static str)> {
             Event::LinkLost { peer: "lookup", why: "the other end is gone" },
             "warning: link to lookup lost: the other end is gone",
         ),
-        (Event::Connect { session, client }, "00010000002a: connect from mail.example.net[192.0.2.7]"),
+        (
+            Event::Connect { session, client, proxy: None },
+            "00010000002a: connect from mail.example.net[192.0.2.7]",
+        ),
+        (
+            Event::Connect { session, client, proxy: Some(std::net::Ipv4Addr::new(10, 0, 0, 1).into()) },
+            "00010000002a: connect from mail.example.net[192.0.2.7] by way of [10.0.0.1]",
+        ),
         (
             Event::Disconnect { session, client, messages: 1, commands: 6, milliseconds: 3140, why },
             "00010000002a: disconnect from mail.example.net[192.0.2.7] messages=1 commands=6 seconds=3.1 \

@@ -89,8 +89,9 @@ fn house(out: &mut String, event: &Event<'_>) -> fmt::Result {
 
 fn session(out: &mut String, event: &Event<'_>) -> fmt::Result {
     match *event {
-        Event::Connect { session, client } => {
-            write!(out, "{session}: connect from {}", clean(&client.to_string()))
+        Event::Connect { session, client, proxy } => {
+            write!(out, "{session}: connect from {}", clean(&client.to_string()))?;
+            proxy.map_or(Ok(()), |proxy| write!(out, " by way of [{proxy}]"))
         }
         Event::Disconnect { session, client, messages, commands, milliseconds, why } => write!(
             out,

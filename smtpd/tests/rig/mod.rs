@@ -49,6 +49,8 @@ pub(crate) fn limits() -> SmtpLimits {
         greet_pause: Duration::ZERO,
         tarpit: Duration::ZERO,
         hops: 10,
+        xclient: Vec::new(),
+        xforward: Vec::new(),
     }
 }
 
@@ -120,7 +122,7 @@ fn part(address: SocketAddr, service: Service, limits: SmtpLimits, tls: bool) ->
     let hostname = postern_address::Domain::parse("mx.test").unwrap();
     // What the disk under a test has free is not its matter.
     let reserve = Reserve { octets: 0, inodes: 0 };
-    let listen = vec![Listen { address, service, bare_newline: BareNewline::Reject }];
+    let listen = vec![Listen { address, service, bare_newline: BareNewline::Reject, proxy: Vec::new() }];
     let clients = Limits { client: Limit::OFF, ..Limits::default() };
     let (lists, greylist, rules) = (false, false, Vec::new());
     let config = SmtpdPart { hostname, listen, limits, reserve, tls, clients, lists, greylist, rules };

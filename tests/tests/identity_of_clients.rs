@@ -1,0 +1,208 @@
+//! Who a client is when somebody else says so: haproxy's PROXY protocol.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use postern_tests::{Address, Process, Smtp, System, have, message, until};
+
+/// A generous wait.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A port for the proxies at 127.0.0.1, beside the usual one.
+fn proxied() -> System {
+    let listen = |service: &str| {
+        format!("[[listen]]\naddress = \"127.0.0.1:0\"\nservice = \"{service}\"\nproxy = [\"127.0.0.1\"]\n")
+    };
+    System::builder()
+        .certificate()
+        .set("relay", "networks", "[\"203.0.113.0/24\", \"127.0.0.9\"]")
+        .route("sink.test", "discard")
+        .toml(&listen("submission"))
+        .toml(&listen("submissions"))
+        .start()
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// Everything up to the end; a reset is one.
+fn rest(mut stream: TcpStream) -> String {
+    let (mut said, mut piece) = (Vec::new(), [0; 4096]);
+    loop {
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => said.extend_from_slice(&piece[..length]),
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => break,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+/// A dialogue sent at once behind a header, and the codes of the replies.
+fn say(address: SocketAddr, header: &[u8], dialogue: &str) -> Vec<String> {
+    let mut stream = connect(address);
+    stream.write_all(header).unwrap();
+    stream.write_all(dialogue.as_bytes()).unwrap();
+    rest(stream).lines().map(|line| line.chars().take(9).collect()).collect()
+}
+
+/// `PROXY`, version 2, TCP over IPv4: 203.0.113.7 at port 4000 to 192.0.2.1 at port 25.
+const VERSION_2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\x07\xc0\0\x02\x01\x0f\xa0\0\x19";
+
+#[test]
+fn a_client_is_who_the_proxy_says() {
+    let system = proxied();
+    let address = system.addresses("submission")[0];
+    let dialogue = "EHLO client.test\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@sink.test>\r\nQUIT\r\n";
+    // Each of these may relay or may not, by the address that is told: the proxy itself may not.
+    let version_1: &[u8] = b"PROXY TCP4 203.0.113.7 192.0.2.1 4000 25\r\n";
+    let v6: &[u8] = b"PROXY TCP6 2001:db8::7 2001:db8::1 4000 25\r\n";
+    let mapped: &[u8] = b"PROXY TCP6 ::ffff:203.0.113.7 ::1 4000 25\r\n";
+    let local: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+    for (header, client, relays) in [
+        (version_1, "203.0.113.7", true),
+        (VERSION_2, "203.0.113.7", true),
+        (mapped, "203.0.113.7", true),
+        (v6, "2001:db8::7", false),
+        (b"PROXY UNKNOWN\r\n", "127.0.0.1", false),
+        (local, "127.0.0.1", false),
+    ] {
+        let mark = system.log.mark();
+        let said = say(address, header, dialogue);
+        let rcpt = said.iter().rev().nth(1).unwrap();
+        assert_eq!(rcpt, if relays { "250 2.1.5" } else { "554 5.7.1" }, "{header:?}: {said:?}");
+        let connect = system.log.wait_from(mark, "connect", |e| e["client_address"] == client, PATIENCE);
+        assert_eq!(connect["proxy"], "127.0.0.1");
+        let session = connect["session"].clone();
+        system.log.wait_from(
+            mark,
+            "disconnect",
+            |e| e["session"] == session && e["client_address"] == client,
+            PATIENCE,
+        );
+    }
+}
+
+#[test]
+fn a_header_in_pieces() {
+    let system = proxied();
+    let mut stream = connect(system.addresses("submission")[0]);
+    for octet in VERSION_2 {
+        // One packet each, as far as the kernel lets them go alone.
+        stream.write_all(&[*octet]).unwrap();
+    }
+    let mut greeting = [0; 4];
+    stream.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"220 ");
+    system.wait("connect", |e| e["client_address"] == "203.0.113.7");
+}
+
+#[test]
+fn without_a_header_nobody_is_heard() {
+    let system = proxied();
+    let address = system.addresses("submission")[0];
+    let long = [b"PROXY UNKNOWN ", vec![b'x'; 200].as_slice(), b"\r\n"].concat();
+    for header in [
+        &b"EHLO client.test\r\n"[..],
+        b"PROXY TCP4 203.0.113.7 192.0.2.1 4000\r\n",
+        b"PROXY TCP4 203.0.113.7 192.0.2.1 4000 25\nEHLO client.test\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\x0c",
+        &long,
+    ] {
+        assert_eq!(say(address, header, ""), ["554 5.7.1"], "{header:?}");
+    }
+    system.wait("reject", |e| e["stage"] == "CONNECT" && e["reply"] == "554 5.7.1 Error: no PROXY header");
+    // A check that says nothing is nobody's business.
+    drop(connect(address));
+    // A stranger may say what he likes.
+    let stranger: IpAddr = "127.0.0.9".parse().unwrap();
+    let refused = Smtp::connect_from(stranger, address);
+    assert!(refused.greeting().is("554 5.7.1"), "{:?}", refused.greeting());
+    system.wait("reject", |e| e["client_address"] == "127.0.0.9");
+    // Within TLS nothing is said in clear text.
+    assert_eq!(say(system.addresses("submissions")[0], b"EHLO client.test\r\n", ""), [""; 0]);
+    // And the usual port understands no header.
+    assert!(system.smtp().says("PROXY TCP4 203.0.113.7 192.0.2.1 4000 25", "500").is("500"));
+    let connects = system.log.events().into_iter().filter(|e| e["event"] == "connect");
+    assert!(connects.into_iter().all(|e| e["client_address"] == "127.0.0.1" && e["proxy"].is_null()));
+}
+
+/// haproxy before three ports: version 1, version 2 with a checksum, and version 2 before TLS.
+struct Haproxy {
+    _process: Process,
+    _directory: tempfile::TempDir,
+    address: Address,
+}
+
+impl Haproxy {
+    fn start(clear: SocketAddr, tls: SocketAddr) -> Self {
+        let (directory, address) = (tempfile::tempdir().unwrap(), Address::claim());
+        let mut text =
+            "defaults\n mode tcp\n timeout connect 60s\n timeout client 60s\n timeout server 60s\n\
+                        global\n maxconn 100\n nbthread 1\n"
+                .to_owned();
+        for (port, server) in [
+            (2501, format!("{clear} send-proxy")),
+            (2502, format!("{clear} send-proxy-v2 proxy-v2-options crc32c,unique-id")),
+            (2503, format!("{tls} send-proxy-v2")),
+        ] {
+            let bind = address.port(port);
+            text += &format!("listen p{port}\n bind {bind}\n server postern {server}\n");
+        }
+        // Its own health checks: LOCAL, and a dialogue that is one.
+        text += &format!(
+            "backend checked\n option smtpchk EHLO check.test\n server postern {clear} send-proxy-v2 check \
+             check-send-proxy inter 1s\n"
+        );
+        let file = directory.path().join("haproxy.cfg");
+        std::fs::write(&file, text).unwrap();
+        let process = Process::start(Command::new("/usr/sbin/haproxy").args(["-db", "-q", "-f"]).arg(&file));
+        for port in [2501, 2502, 2503] {
+            until("haproxy listens", PATIENCE, || TcpStream::connect(address.port(port)).ok());
+        }
+        Self { _process: process, _directory: directory, address }
+    }
+}
+
+#[test]
+fn by_way_of_haproxy() {
+    if !have(&["haproxy", "openssl"]) {
+        return;
+    }
+    let system = proxied();
+    let haproxy = Haproxy::start(system.addresses("submission")[0], system.addresses("submissions")[0]);
+    let client: IpAddr = "127.0.0.9".parse().unwrap();
+    for port in [2501, 2502] {
+        let mut smtp = Smtp::connect_from(client, haproxy.address.port(port));
+        let id = smtp.send("a@x.test", &["u@v.test"], &message("by proxy")).unwrap();
+        let accepted = system.wait("accepted", |e| e["id"] == id);
+        assert_eq!(accepted["client_address"], "127.0.0.9");
+        // Who may relay is decided for the client, not for its proxy.
+        smtp.dialogue(&[("MAIL FROM:<a@x.test>", "250"), ("RCPT TO:<b@sink.test>", "250")]);
+        smtp.quit();
+        system.finished(&id);
+    }
+    let mails = system.wait_maildir("u@v.test", 2);
+    assert!(mails.iter().all(|mail| mail.headers("Received")[0].contains("[127.0.0.9]")));
+    let mut other = Smtp::connect(haproxy.address.port(2501));
+    other.ehlo();
+    other.dialogue(&[("MAIL FROM:<a@x.test>", "250"), ("RCPT TO:<b@sink.test>", "554 5.7.1")]);
+    // TLS through haproxy: the header is in the clear, before the handshake.
+    let mark = system.log.mark();
+    let mut openssl = Command::new("openssl");
+    openssl.args(["s_client", "-brief", "-connect"]).arg(haproxy.address.port(2503).to_string());
+    let output = openssl.stdin(std::process::Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("CONNECTION ESTABLISHED"), "{said}");
+    system.log.wait_from(mark, "connect", |e| e["client_address"] == "127.0.0.1", PATIENCE);
+    // Its checks come from itself, and end well: `quit`.
+    system.wait("disconnect", |e| e["why"] == "quit" && e["commands"] == 2);
+}
