@@ -24,19 +24,53 @@ pub(crate) enum Workload {
     Relay,
     /// Delivered to one Maildir.
     Maildir,
+    /// Delivered to a hundred Maildirs by turns.
+    Maildirs,
+    /// Handed to smtp-sink by LMTP.
+    LmtpSink,
+    /// Handed to Dovecot by LMTP.
+    LmtpDovecot,
+    /// Relayed to a sink that refuses every fifth recipient for now.
+    Flaky,
+    /// Relayed to smtp-sink, 50 ms away.
+    Far,
     /// One message to a thousand Maildirs.
     Fanout,
     /// `sendmail` run again and again, to one Maildir.
     Sendmail,
+    /// Clients that do nothing.
+    Idle,
+    /// New mail after a start with 100,000 deferred messages.
+    Restart,
+    /// Relayed, with 10,000 deferred messages in the queue.
+    Backlog10k,
+    /// With 100,000.
+    Backlog100k,
+    /// Relayed to 1, 100 and 10,000 destinations by turns.
+    Destination,
+    Destinations100,
+    Destinations10k,
 }
 
 /// A workload, its name in tables and its name on the command line.
-const NAMES: [(Workload, &str, &str); 5] = [
+const NAMES: [(Workload, &str, &str); 17] = [
     (Workload::Hold, "accept and hold", "hold"),
     (Workload::Relay, "relay", "relay"),
     (Workload::Maildir, "Maildir, 1 user", "maildir"),
-    (Workload::Fanout, "1 message to 1000 recipients", "fanout"),
-    (Workload::Sendmail, "sendmail", "sendmail"),
+    (Workload::Maildirs, "Maildir, 100 users", "maildirs"),
+    (Workload::LmtpSink, "LMTP to a sink", "lmtp"),
+    (Workload::LmtpDovecot, "LMTP to Dovecot", "dovecot"),
+    (Workload::Flaky, "relay, 20 % deferred", "flaky"),
+    (Workload::Far, "relay, 50 ms away", "far"),
+    (Workload::Fanout, "1 message to 1000 Maildirs", "fanout"),
+    (Workload::Sendmail, "sendmail to a Maildir", "sendmail"),
+    (Workload::Idle, "idle clients", "idle"),
+    (Workload::Restart, "start with 100,000 deferred", "restart"),
+    (Workload::Backlog10k, "relay beside 10,000 deferred", "backlog-10k"),
+    (Workload::Backlog100k, "relay beside 100,000 deferred", "backlog-100k"),
+    (Workload::Destination, "relay to 1 destination", "destinations-1"),
+    (Workload::Destinations100, "relay to 100 destinations", "destinations-100"),
+    (Workload::Destinations10k, "relay to 10,000 destinations", "destinations-10k"),
 ];
 
 impl Cell {
@@ -56,6 +90,37 @@ impl Workload {
 
     fn word(self) -> &'static str {
         NAMES.iter().find(|(workload, _, _)| *workload == self).map_or("", |(_, _, word)| word)
+    }
+}
+
+impl Workload {
+    /// Mail goes to smtp-sink by SMTP.
+    pub(crate) fn relays(self) -> bool {
+        matches!(self, Self::Relay | Self::Far) || self.destinations() > 0 || self.backlog() > 0
+    }
+
+    /// How many destinations are there beside the usual, each with an address of its own.
+    pub(crate) fn destinations(self) -> usize {
+        match self {
+            Self::Destination => 1,
+            Self::Destinations100 => 100,
+            Self::Destinations10k => 10_000,
+            _ => 0,
+        }
+    }
+
+    /// Messages in the queue that are deferred for a day.
+    pub(crate) fn backlog(self) -> usize {
+        match self {
+            Self::Backlog10k => 10_000,
+            Self::Backlog100k | Self::Restart => 100_000,
+            _ => 0,
+        }
+    }
+
+    /// How many recipients of how many messages: see [`Self::Fanout`].
+    pub(crate) fn recipients(self) -> usize {
+        if self == Self::Fanout { 1000 } else { 1 }
     }
 }
 

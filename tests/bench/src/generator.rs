@@ -14,34 +14,58 @@ pub(crate) struct Measured {
     pub(crate) rate: f64,
 }
 
-/// Every session sends `each` messages in one connection.
-pub(crate) fn run(address: SocketAddr, sessions: usize, each: usize, size: usize, to: &str) -> Measured {
+/// What a session does.
+pub(crate) struct Load<'a> {
+    pub(crate) address: SocketAddr,
+    pub(crate) sessions: usize,
+    /// Messages of each session.
+    pub(crate) each: usize,
+    pub(crate) size: usize,
+    /// All in one connection, or each in its own.
+    pub(crate) long: bool,
+    /// The recipient of the n-th message of all.
+    pub(crate) to: &'a (dyn Fn(usize) -> String + Sync),
+}
+
+/// Until the last reply.
+pub(crate) fn run(load: &Load<'_>) -> Measured {
     let begin = Instant::now();
-    let threads: Vec<_> = (0..sessions)
-        .map(|_| {
-            let to = to.to_owned();
-            std::thread::spawn(move || {
-                let mut session = Session::open(address);
-                let message = message(size);
-                let mut took = Vec::with_capacity(each);
-                for _ in 0..each {
-                    session.ask("MAIL FROM:<a@x.test>", b'2');
-                    session.ask(&format!("RCPT TO:<{to}>"), b'2');
-                    took.push(session.data(&message).as_secs_f64() * 1000.0);
-                }
-                session.ask("QUIT", b'2');
-                took
-            })
-        })
-        .collect();
-    let mut milliseconds: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-    let rate = (sessions * each) as f64 / begin.elapsed().as_secs_f64();
+    let mut milliseconds: Vec<f64> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..load.sessions).map(|session| scope.spawn(move || one(load, session))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let rate = (load.sessions * load.each) as f64 / begin.elapsed().as_secs_f64();
     milliseconds.sort_by(f64::total_cmp);
     Measured { milliseconds, rate }
 }
 
+fn one(load: &Load<'_>, number: usize) -> Vec<f64> {
+    let message = message(load.size);
+    let mut took = Vec::with_capacity(load.each);
+    let mut session = None;
+    for n in 0..load.each {
+        let mut now = session.take().unwrap_or_else(|| Session::open(load.address));
+        now.ask("MAIL FROM:<a@x.test>", b'2');
+        now.ask(&format!("RCPT TO:<{}>", (load.to)(n * load.sessions + number)), b'2');
+        took.push(now.data(&message).as_secs_f64() * 1000.0);
+        if load.long && n + 1 < load.each {
+            session = Some(now);
+        } else {
+            now.ask("QUIT", b'2');
+        }
+    }
+    took
+}
+
+/// Clients that have said EHLO and wait.
+pub(crate) fn idle(address: SocketAddr, count: usize) -> Vec<impl Sized> {
+    (0..count).map(|_| Session::open(address)).collect()
+}
+
 /// One message to many recipients, pipelined in fifties.
-pub(crate) fn send_to_all(address: SocketAddr, to: &[String], size: usize) {
+pub(crate) fn send_to_all(address: SocketAddr, to: &[String], size: usize) -> Measured {
+    let begin = Instant::now();
     let mut session = Session::open(address);
     session.ask("MAIL FROM:<a@x.test>", b'2');
     for some in to.chunks(50) {
@@ -49,8 +73,9 @@ pub(crate) fn send_to_all(address: SocketAddr, to: &[String], size: usize) {
         session.stream.get_mut().write_all(lines.as_bytes()).unwrap();
         some.iter().for_each(|_| session.reply(b'2'));
     }
-    session.data(&message(size));
+    let took = session.data(&message(size));
     session.ask("QUIT", b'2');
+    Measured { milliseconds: vec![took.as_secs_f64() * 1000.0], rate: 1.0 / begin.elapsed().as_secs_f64() }
 }
 
 /// A message of about that size, with CRLF.

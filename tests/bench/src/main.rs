@@ -8,7 +8,8 @@
 //!     of an hour.
 //!
 //!     postern-bench [--quick] [--peers postfix,exim] [--rounds N] [--seconds S]
-//!                   [--workload relay,hold [--sessions 10,50] [--size 4,64] [--short]] [--document]
+//!                   [--workload relay,hold [--sessions 10,50] [--size 4,64] [--short] [--trace]]
+//!                   [--document]
 //!
 //!     With `--workload` exactly these cells are measured, every workload with each number of sessions and
 //!     each size (in KiB); otherwise those of the plan ([`plan`]). `--peers` says beside whom: `postfix` if

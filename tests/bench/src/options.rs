@@ -54,12 +54,12 @@ impl Options {
                         names => list(names)?,
                     });
                 }
-                "--workload" => options.workloads = list(value()?)?,
+                "--workload" => (options.workloads, options.trace) = (list(value()?)?, false),
                 "--sessions" => options.sessions = list(value()?)?,
                 "--size" => options.kib = list(value()?)?,
                 "--short" => options.short = true,
                 "--document" => options.document = true,
-                "--no-trace" => options.trace = false,
+                "--trace" => options.trace = true,
                 _ => return Err(format!("unknown option {word}")),
             }
         }

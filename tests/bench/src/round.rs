@@ -2,27 +2,22 @@
 
 use serde_json::Value;
 
-use crate::cell::Cell;
-use crate::figures::Figures;
-use crate::{limits, peers, workload};
+use crate::limits;
+use crate::workload::{self, Task};
 
 /// What a task gives, to be printed.
-pub(crate) fn perform(task: &[String]) -> Value {
-    match task {
+pub(crate) fn perform(words: &[String]) -> Value {
+    match words {
         [limits, sessions] if limits == limits::TASK => limits::measure(sessions.parse().unwrap()),
-        [name, cell, rate, seconds] => {
-            let cell: Cell = cell.parse().unwrap();
-            let figures = system(name, cell, rate.parse().unwrap(), seconds.parse().unwrap());
+        [name, cell, rate, seconds, trace] => {
+            let task = Task {
+                rate: rate.parse().unwrap(),
+                seconds: seconds.parse().unwrap(),
+                trace: trace.parse().unwrap(),
+            };
+            let figures = workload::measure(name.parse().unwrap(), cell.parse().unwrap(), &task);
             Value::Object(figures.into_iter().map(|(name, n)| (name, n.into())).collect())
         }
-        _ => panic!("no task: {task:?}"),
+        _ => panic!("no task: {words:?}"),
     }
-}
-
-fn system(name: &str, cell: Cell, rate: f64, seconds: f64) -> Figures {
-    let mut run = workload::Run::prepare(peers::start(name.parse().unwrap(), cell.workload), cell);
-    let figures = run.measure(rate, seconds);
-    // It is not stopped: with connections that last no system stops at once, and this process ends now.
-    std::mem::forget(run);
-    figures
 }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::cell::Cell;
-use crate::figures::{self, ACCEPTED, Figures};
+use crate::figures::{self, Figures};
 use crate::limits::Limit;
 use crate::options::Options;
 use crate::peers::Name;
-use crate::{isolate, limits, machine};
+use crate::{isolate, limits, machine, plan};
 
 /// The longest that a round may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Everything that was measured.
 pub(crate) struct Results {
@@ -38,27 +38,49 @@ pub(crate) fn run(options: &Options, cells: Vec<Cell>) -> Results {
         cells.into_iter().map(|cell| Measured { cell, systems: BTreeMap::new() }).collect();
     for round in 0..options.rounds {
         for measured in &mut cells {
-            for n in 0..options.systems.len() {
-                let name = options.systems[(n + round) % options.systems.len()];
-                if name.does(measured.cell.workload) {
-                    one(options, round, measured, name, &mut failures);
-                }
+            for name in by_turns(options, round, measured.cell) {
+                one(options, Some(round), measured, name, &mut failures);
             }
+        }
+    }
+    for measured in cells.iter_mut().filter(|measured| options.trace && plan::traced(measured.cell)) {
+        for name in by_turns(options, 0, measured.cell) {
+            one(options, None, measured, name, &mut failures);
         }
     }
     eprintln!("{:.0} s in all", begin.elapsed().as_secs_f64());
     Results { date, load: [load, machine::load_average()], cells, limits, failures }
 }
 
-fn one(options: &Options, round: usize, measured: &mut Measured, name: Name, failures: &mut Vec<String>) {
+/// Who can do a cell; who is first changes from round to round.
+fn by_turns(options: &Options, round: usize, cell: Cell) -> impl Iterator<Item = Name> {
+    let count = options.systems.len();
+    (0..count).map(move |n| options.systems[(n + round) % count]).filter(move |name| name.does(cell))
+}
+
+/// A round of a system; none is that in which system calls are counted.
+fn one(
+    options: &Options,
+    round: Option<usize>,
+    measured: &mut Measured,
+    name: Name,
+    failures: &mut Vec<String>,
+) {
     let (begin, cell) = (Instant::now(), measured.cell);
     let done = measured.systems.entry(name).or_default();
     // How many messages a second the system took in the round before: so many come in the next.
-    let rate = done.last().and_then(|figures| figures.get(ACCEPTED)).copied().unwrap_or(0.0);
-    let task = [name.to_string(), cell.to_string(), rate.to_string(), options.seconds.to_string()];
+    let rate = done.iter().rev().find_map(figures::rate).unwrap_or(0.0);
+    let trace = round.is_none();
+    let task = [
+        name.to_string(),
+        cell.to_string(),
+        rate.to_string(),
+        options.seconds.to_string(),
+        trace.to_string(),
+    ];
     let said = isolate::run(&task, PATIENCE)
         .and_then(|said| figures::from_json(&said).ok_or_else(|| format!("no figures: {said}")));
-    let line = format!("round {} {name:9} {cell}", round + 1);
+    let line = format!("{} {name:9} {cell}", round.map_or("traced ".into(), |n| format!("round {}", n + 1)));
     match said {
         Ok(figures) => {
             let words: Vec<_> = figures.iter().map(|(name, n)| format!("{name} {n:.2}")).collect();

@@ -4,12 +4,16 @@ mod postern;
 mod postfix;
 
 use std::fmt;
+use std::fs::DirEntry;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
+use std::time::Instant;
 
-use crate::cell::Workload;
+use crate::beside::Beside;
+use crate::cell::{Cell, Workload};
 
 /// Which system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,13 +31,9 @@ pub(crate) trait Peer {
     /// The Maildir of a user of v.test.
     fn maildir(&self, user: &str) -> PathBuf;
 
-    /// Nothing is queued, on the disk either.
-    fn is_empty(&self) -> bool;
-
-    /// Everything that was accepted is where it stays while it is on hold.
-    fn is_held(&self) -> bool {
-        true
-    }
+    /// Files in the queue, those included of mail that was just taken; `moving` leaves out what rests:
+    /// deferred or held.
+    fn queued(&self, moving: bool) -> usize;
 
     /// Its sendmail(1).
     fn sendmail(&self) -> Command;
@@ -45,17 +45,42 @@ pub(crate) const ADDRESS: SocketAddr =
 
 /// Users of v.test, for systems that need a list of them: a few loads have one each, or a thousand, or a
 /// hundred.
-pub(crate) fn users() -> impl Iterator<Item = String> {
-    (1..5).flat_map(|load| {
-        let many = (0..1000).map(move |n| format!("u{load}n{n}"));
+pub(crate) fn users(workload: Workload) -> impl Iterator<Item = String> {
+    let many = match workload {
+        Workload::Fanout => 1000,
+        Workload::Maildirs => 100,
+        _ => 0,
+    };
+    (1..5).flat_map(move |load| {
+        let many = (0..many).map(move |n| format!("u{load}n{n}"));
         std::iter::once(format!("u{load}")).chain(many)
     })
 }
 
-pub(crate) fn start(name: Name, workload: Workload) -> Box<dyn Peer> {
+/// A directory that all users may go through; it is removed with the round's.
+pub(crate) fn directory(name: &str) -> PathBuf {
+    let directory = std::env::temp_dir().join(name);
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
+    directory
+}
+
+/// How many files lie in a directory, those of its directories included.
+pub(crate) fn files(directory: &Path) -> usize {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let count = |entry: DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files(&entry.path()),
+        _ => 1,
+    };
+    entries.map(count).sum()
+}
+
+/// Starts a system, its queue as full as the workload wants it, and says when: the time of its start, not of
+/// what was prepared before.
+pub(crate) fn start(name: Name, workload: Workload, beside: &Beside) -> (Box<dyn Peer>, Instant) {
     match name {
-        Name::Postern => Box::new(postern::Postern::start(workload)),
-        Name::Postfix => Box::new(postfix::Postfix::start(workload)),
+        Name::Postern => postern::Postern::start(workload, beside),
+        Name::Postfix => postfix::Postfix::start(workload, beside),
     }
 }
 
@@ -72,8 +97,12 @@ impl Name {
     }
 
     /// Whether the workload can be given to it.
-    pub(crate) fn does(self, _workload: Workload) -> bool {
-        true
+    pub(crate) fn does(self, cell: Cell) -> bool {
+        match self {
+            Self::Postern => true,
+            // A process for each client: there is no memory for 5,000.
+            Self::Postfix => cell.workload != Workload::Idle || cell.sessions <= 1000,
+        }
     }
 }
 
