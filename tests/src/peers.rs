@@ -201,7 +201,7 @@ impl Nsd {
 }
 
 /// A directory that servers under another user can work in.
-fn scratch(name: &str) -> TempDir {
+pub(crate) fn scratch(name: &str) -> TempDir {
     let directory = tempfile::Builder::new().prefix(&format!("postern-{name}-")).tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
     give_to_peer(directory.path());

@@ -385,8 +385,9 @@ impl System {
         let Ok(entries) = std::fs::read_dir(&directory) else { return Vec::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
         // A writer's blanks are nothing yet.
-        let blank =
-            |name: &String| name.starts_with('.') && directory.join(name).metadata().is_ok_and(|m| m.len() == 0);
+        let blank = |name: &String| {
+            name.starts_with('.') && directory.join(name).metadata().is_ok_and(|m| m.len() == 0)
+        };
         let mut names: Vec<_> = names.filter(|name| !blank(name)).collect();
         names.sort();
         names
@@ -488,7 +489,7 @@ impl Drop for System {
 
 /// As for a real host, but that everybody may read the key: what keeps it from the programs is then their
 /// confinement alone.
-fn make_certificate(directory: &Path) {
+pub(crate) fn make_certificate(directory: &Path) {
     let mut openssl = Command::new("openssl");
     openssl.args([
         "req",

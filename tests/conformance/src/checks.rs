@@ -24,6 +24,7 @@ pub fn check(name: &str, reply: &Reply, offers: Option<&Reply>) -> Result<(), St
             other => Err(format!("SIZE {other:?}")),
         },
         "auth-mechanisms" => auth_mechanisms(offers),
+        "clear-text-mechanisms" => clear_text_mechanisms(offers),
         "limits" => limits(offers),
         "enhanced" => enhanced_everywhere(reply),
         "no-enhanced" => demand(reply.lines.iter().all(|line| enhanced(line).is_none()), || {
@@ -102,6 +103,14 @@ fn auth_mechanisms(offers: Option<&Reply>) -> Result<(), String> {
     let letters = |c: u8| c.is_ascii_uppercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_');
     let good = |m: &&str| (1..=20).contains(&m.len()) && m.bytes().all(letters);
     demand(!mechanisms.is_empty() && mechanisms.iter().all(good), || format!("AUTH {mechanisms:?}"))
+}
+
+/// RFC 4954 §4: whoever listens on the way must not read the password.
+fn clear_text_mechanisms(offers: Option<&Reply>) -> Result<(), String> {
+    let mechanisms = offers.and_then(|o| o.offer("AUTH")).unwrap_or_default();
+    let clear =
+        mechanisms.iter().find(|m| m.eq_ignore_ascii_case("PLAIN") || m.eq_ignore_ascii_case("LOGIN"));
+    demand(clear.is_none(), || format!("AUTH {mechanisms:?} in the clear"))
 }
 
 /// RFC 9422 §4: name=value or a name alone, and the registered limits are numbers of six digits that are at

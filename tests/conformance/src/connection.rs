@@ -1,7 +1,7 @@
 //! The shell around the machine: one connection at a time, blocking, with deadlines.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,15 @@ pub(crate) fn run(
                 }
                 Err(e) => machine.next(Event::Failed(format!("TLS: {e}"))),
             },
+            Action::Eof => {
+                // A server that is gone already needs no telling.
+                let _ = match &wire {
+                    Wire::None => Ok(()),
+                    Wire::Plain(stream) => stream.shutdown(Shutdown::Write),
+                    Wire::Tls(stream) => stream.sock.shutdown(Shutdown::Write),
+                };
+                machine.next(Event::Done)
+            }
             Action::Hangup => {
                 wire = Wire::None;
                 machine.next(Event::Done)

@@ -45,8 +45,10 @@ impl Mailboxes {
 }
 
 fn marked(message: &[u8], mark: &str) -> bool {
-    let line = format!("{MARK}{mark}");
-    message.split(|octet| *octet == b'\n').any(|l| l.strip_suffix(b"\r").unwrap_or(l) == line.as_bytes())
+    let mut lines =
+        message.split(|octet| *octet == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    // The first one is the message's own; others may be in its text.
+    lines.find_map(|line| line.strip_prefix(MARK.as_bytes())) == Some(mark.as_bytes())
 }
 
 /// A file that goes or grows meanwhile is looked at again the next time: Maildirs rename what is whole.

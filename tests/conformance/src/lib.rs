@@ -46,5 +46,5 @@ pub use reply::{Read, Reply, enhanced};
 pub use report::{Finding, Outcome, Report, suspects};
 pub use run::{Options, run};
 pub use script::{Level, One, Pattern, Requirement, Step, SyntaxError, Want, parse, pattern};
-pub use suite::requirements;
+pub use suite::{requirements, requirements_in};
 pub use text::{base64, expand, show};

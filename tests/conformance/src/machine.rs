@@ -35,6 +35,8 @@ pub enum Action {
     Read,
     /// Do the TLS handshake.
     Handshake,
+    /// Close the sending direction.
+    Eof,
     /// Close the connection.
     Hangup,
     /// Look for delivered messages with that mark until there are so many, or until a deadline.
@@ -58,7 +60,7 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Machine {
     steps: VecDeque<Step>,
-    variables: BTreeMap<String, String>,
+    variables: BTreeMap<String, Vec<u8>>,
     begun: bool,
     input: Vec<u8>,
     gone: bool,
@@ -76,7 +78,7 @@ pub struct Machine {
 
 impl Machine {
     /// A run of a requirement's script. `lf`: what is delivered is written with LF line ends.
-    pub fn new(requirement: &Requirement, variables: BTreeMap<String, String>, lf: bool) -> Self {
+    pub fn new(requirement: &Requirement, variables: BTreeMap<String, Vec<u8>>, lf: bool) -> Self {
         let mut steps: VecDeque<Step> = requirement.steps.iter().cloned().collect();
         if steps.front() != Some(&Step::Connect) {
             steps.push_front(Step::Connect);
@@ -103,6 +105,10 @@ impl Machine {
     /// Takes what happened and says what to do.
     pub fn next(&mut self, event: Event<'_>) -> Action {
         match event {
+            Event::Failed(_) if self.steps.front() == Some(&Step::SecureIfReady) => {
+                self.leave();
+                self.steps.pop_front();
+            }
             Event::Failed(why) => return Action::Finish(Verdict::Fail(why)),
             Event::Received(octets) => self.input.extend_from_slice(octets),
             Event::Closed => self.gone = true,
@@ -187,10 +193,14 @@ impl Machine {
                 checks::check(&name, last, self.offers.as_ref()).map_err(fail)?;
                 None
             }
-            Step::Secure if !self.input.is_empty() => {
+            Step::SecureIfReady if self.last.as_ref().is_none_or(|reply| reply.code != 220) => {
+                self.leave();
+                None
+            }
+            Step::Secure | Step::SecureIfReady if !self.input.is_empty() => {
                 return Err(fail(format!("octets behind the reply to STARTTLS: {}", show(&self.input))));
             }
-            Step::Secure => {
+            Step::Secure | Step::SecureIfReady => {
                 self.secure = true;
                 self.transcript.push("-- TLS".into());
                 Some(Action::Handshake)
@@ -198,6 +208,7 @@ impl Machine {
             Step::SecureIfOffered => {
                 if self.offers("STARTTLS") && !self.secure {
                     let client = self.variables.get("client").cloned().unwrap_or_default();
+                    let client = String::from_utf8_lossy(&client).into_owned();
                     let code = |code: &str| {
                         let any = vec![One::Code(code.into(), None)];
                         Step::Reply(Pattern { any, text: None })
@@ -218,12 +229,16 @@ impl Machine {
                 self.slice = on;
                 None
             }
+            Step::Eof => {
+                self.transcript.push("-- the client will say no more".into());
+                Some(Action::Eof)
+            }
             Step::Hangup => {
                 self.transcript.push("-- the client closes".into());
                 Some(Action::Hangup)
             }
             Step::Delivered(times, mark) => Some(Action::Look(self.text(&mark), times)),
-            Step::Arrived(mark) => Some(Action::Look(self.text(&mark), 1)),
+            Step::Arrived(mark) | Step::Trace(mark, _) => Some(Action::Look(self.text(&mark), 1)),
             Step::Absent(mark) => {
                 self.marks_absent.push(self.text(&mark));
                 None
@@ -259,7 +274,7 @@ impl Machine {
         if reply.code == 220
             && let Some(name) = reply.lines[0].split(' ').next()
         {
-            self.variables.entry("server".into()).or_insert_with(|| name.to_owned());
+            self.variables.entry("server".into()).or_insert_with(|| name.as_bytes().to_vec());
         }
         self.last = Some(reply);
         Ok(None)
@@ -317,7 +332,18 @@ impl Machine {
 
     fn judge_found(&self, messages: &[Vec<u8>]) -> Result<(), String> {
         match self.steps.front() {
-            Some(Step::Arrived(_)) if messages.is_empty() => Err("the message was not delivered".into()),
+            Some(Step::Arrived(_) | Step::Trace(..)) if messages.is_empty() => {
+                Err("the message was not delivered".into())
+            }
+            Some(Step::Trace(_, text)) => {
+                let wanted = self.text(text);
+                let any = |header: String| {
+                    wanted.split('|').any(|wanted| header.contains(&wanted.to_ascii_lowercase()))
+                };
+                let has = messages.iter().all(|m| any(header(m)));
+                let shown = || messages.first().map(|m| header(m)).unwrap_or_default();
+                if has { Ok(()) } else { Err(format!("{wanted:?} is not in the header: {:?}", shown())) }
+            }
             Some(Step::Delivered(times, mark)) => {
                 if messages.len() != *times {
                     return Err(format!("delivered {} times instead of {times}", messages.len()));
@@ -340,7 +366,10 @@ impl Machine {
             None => (what, None),
         };
         let offered = self.offers.as_ref().and_then(|offers| offers.offer(keyword));
-        offered.is_some_and(|has| parameter.is_none_or(|p| has.iter().any(|h| h.eq_ignore_ascii_case(p))))
+        offered.is_some_and(|has| {
+            parameter
+                .is_none_or(|p| p == "?" && !has.is_empty() || has.iter().any(|h| h.eq_ignore_ascii_case(p)))
+        })
     }
 
     fn octets(&self, text: &str) -> Vec<u8> {
@@ -351,11 +380,11 @@ impl Machine {
         String::from_utf8_lossy(&self.octets(text)).into_owned()
     }
 
-    fn variable(&self, name: &str) -> Option<String> {
+    fn variable(&self, name: &str) -> Option<Vec<u8>> {
         let size = || -> Option<u64> { self.offers.as_ref()?.offer("SIZE")?.first()?.parse().ok() };
         match name {
-            "size" => size().map(|size| size.to_string()),
-            "size+1" => size().map(|size| (size + 1).to_string()),
+            "size" => size().map(|size| size.to_string().into_bytes()),
+            "size+1" => size().map(|size| (size + 1).to_string().into_bytes()),
             _ => self.variables.get(name).cloned(),
         }
     }
@@ -387,6 +416,13 @@ fn with_lf(octets: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The header of a message in lower case, each field on one line.
+fn header(message: &[u8]) -> String {
+    let text = String::from_utf8_lossy(message).replace("\r\n", "\n").to_ascii_lowercase();
+    let header = text.split("\n\n").next().unwrap_or_default();
+    header.replace("\n\t", " ").replace("\n ", " ")
+}
+
 fn difference(expected: &[u8], content: &[u8]) -> String {
     let at = expected.iter().zip(content).take_while(|(a, b)| a == b).count();
     let from = at.saturating_sub(20);
@@ -408,7 +444,7 @@ mod tests {
         let requirement = parse(&format!("[a] MUST RFC 1\nsays\n{script}")).unwrap().remove(0);
         let variables =
             [("client", "c.test"), ("sender", "a@c.test"), ("recipient", "u@v.test"), ("token", "t1")];
-        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
         Machine::new(&requirement, variables.into(), true)
     }
 
@@ -422,7 +458,9 @@ mod tests {
                     sent.push_str(std::str::from_utf8(&octets).unwrap());
                     machine.next(Event::Done)
                 }
-                Action::Connect | Action::Handshake | Action::Hangup => machine.next(Event::Done),
+                Action::Connect | Action::Handshake | Action::Eof | Action::Hangup => {
+                    machine.next(Event::Done)
+                }
                 Action::Look(..) => {
                     machine.next(Event::Found(found.iter().map(|m| m.as_bytes().to_vec()).collect()))
                 }

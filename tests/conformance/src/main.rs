@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use postern_conformance::{Gaps, Options, Profile, requirements, run};
+use postern_conformance::{Gaps, Options, Profile, requirements, requirements_in, run};
 
 /// Judges an SMTP server by the RFCs, from outside.
 #[derive(Debug, Parser)]
@@ -25,6 +25,9 @@ struct Arguments {
     /// Only requirements with this in their id; may be given more than once
     #[arg(long, value_name = "ID")]
     only: Vec<String>,
+    /// The scripts in this directory instead of those that are built in
+    #[arg(long, value_name = "DIRECTORY")]
+    suite: Option<PathBuf>,
     /// So many tests at once
     #[arg(long, value_name = "N", default_value_t = 4)]
     jobs: usize,
@@ -48,7 +51,7 @@ fn main() -> ExitCode {
 }
 
 fn judge(arguments: &Arguments) -> Result<bool, String> {
-    let suite = requirements()?;
+    let suite = arguments.suite.as_deref().map_or_else(requirements, requirements_in)?;
     let (Some(at), Some(profile), false) = (&arguments.at, &arguments.profile, arguments.list) else {
         for requirement in &suite {
             say(&format!(

@@ -96,10 +96,10 @@ impl Profile {
     }
 
     /// The variables that scripts may use.
-    pub fn variables(&self) -> BTreeMap<String, String> {
+    pub fn variables(&self) -> BTreeMap<String, Vec<u8>> {
         let (local, domain) = self.recipient.rsplit_once('@').unwrap_or((&self.recipient, "invalid"));
-        let mut all: BTreeMap<String, String> = BTreeMap::new();
-        let mut set = |name: &str, value: &str| drop(all.insert(name.to_owned(), value.to_owned()));
+        let mut all: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        let mut set = |name: &str, value: &str| drop(all.insert(name.to_owned(), value.as_bytes().to_vec()));
         set("client", &self.client);
         set("sender", &self.sender);
         set("recipient", &self.recipient);

@@ -12,6 +12,7 @@ use crate::machine::{Machine, Verdict};
 use crate::profile::Profile;
 use crate::report::{Finding, Outcome, Report};
 use crate::script::{Requirement, parse};
+use crate::text::expand;
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -93,10 +94,11 @@ impl Run<'_> {
         let mut all = Judged { verdict: Verdict::Pass, transcript: Vec::new(), absent: Vec::new() };
         for (m, value) in values.iter().enumerate() {
             let mut variables = self.profile.variables();
-            variables.insert("id".into(), requirement.id.clone());
-            variables.insert("token".into(), format!("{}-{n}-{m}", self.name));
+            variables.insert("id".into(), requirement.id.clone().into_bytes());
+            variables.insert("token".into(), format!("{}-{n}-{m}", self.name).into_bytes());
             if !name.is_empty() {
-                variables.insert(name.clone(), value.clone());
+                let filled = expand(value, &|name| variables.get(name).cloned());
+                variables.insert(name.clone(), filled);
             }
             let mut machine = Machine::new(requirement, variables, self.mailboxes.lf());
             let verdict =

@@ -76,16 +76,23 @@ pub enum Step {
     Check(String),
     /// The TLS handshake.
     Secure,
+    /// The TLS handshake if the last reply was a 220. Where it comes to nothing, or was refused, the script is
+    /// over with that connection.
+    SecureIfReady,
     /// TLS, as far as the server offers STARTTLS and does not talk it yet, and EHLO after it.
     SecureIfOffered,
     /// Octets are sent one a write from here on, or as they come again.
     Slice(bool),
+    /// The client says that nothing more will come, and listens on.
+    Eof,
     /// The client closes.
     Hangup,
     /// The message with this mark was delivered, so often, and is what was expected.
     Delivered(usize, String),
     /// The message with this mark was delivered, whatever became of its content.
     Arrived(String),
+    /// The message with this mark was delivered, and its header, unfolded, has this text, or one of several.
+    Trace(String, String),
     /// No message with this mark is ever delivered: judged at the end of the whole run.
     Absent(String),
 }
@@ -155,6 +162,7 @@ impl fmt::Display for Pattern {
 /// Reads requirements: a file of `suite/`.
 pub fn parse(text: &str) -> Result<Vec<Requirement>, SyntaxError> {
     let mut all: Vec<Requirement> = Vec::new();
+    let mut repeated: Option<(usize, usize)> = None;
     for (n, line) in text.lines().enumerate() {
         let wrong = |why: &str| SyntaxError { line: n + 1, why: why.to_owned() };
         if line.trim().is_empty() || line.starts_with('#') {
@@ -169,7 +177,16 @@ pub fn parse(text: &str) -> Result<Vec<Requirement>, SyntaxError> {
             current.says = line.trim().to_owned();
             continue;
         }
-        step(line, current).map_err(|why| wrong(&why))?;
+        if let Some(times) = line.strip_prefix("repeat ") {
+            let times = times.trim().parse().map_err(|_| wrong("expected repeat N"))?;
+            repeated = Some((times, current.steps.len()));
+        } else if line == "end" {
+            let (times, from) = repeated.take().ok_or_else(|| wrong("end without repeat"))?;
+            let body = current.steps.split_off(from.min(current.steps.len()));
+            current.steps.extend(std::iter::repeat_n(body, times).flatten());
+        } else {
+            step(line, current).map_err(|why| wrong(&why))?;
+        }
     }
     match all.iter().find(|requirement| requirement.steps.is_empty()) {
         Some(empty) => Err(SyntaxError { line: 0, why: format!("{} has no script", empty.id) }),
@@ -228,8 +245,10 @@ fn step(line: &str, into: &mut Requirement) -> Result<(), String> {
         "check:" => steps.push(Step::Check(argument.to_owned())),
         "connect" => steps.push(Step::Connect),
         "tls" => steps.push(Step::Secure),
+        "tls?" => steps.push(Step::SecureIfReady),
         "secure" => steps.push(Step::SecureIfOffered),
         "slice:" => steps.push(Step::Slice(argument == "on")),
+        "eof" => steps.push(Step::Eof),
         "hangup" => steps.push(Step::Hangup),
         "delivered:" => {
             let (times, mark) = match argument.split_once(' ') {
@@ -241,6 +260,11 @@ fn step(line: &str, into: &mut Requirement) -> Result<(), String> {
         }
         "arrived:" => {
             steps.push(Step::Arrived(argument.to_owned()));
+            into.wants.push(Want::Delivered);
+        }
+        "trace:" => {
+            let (mark, text) = argument.split_once(' ').ok_or("expected trace: MARK TEXT")?;
+            steps.push(Step::Trace(mark.to_owned(), text.to_owned()));
             into.wants.push(Want::Delivered);
         }
         // Worth having even where nobody can look at what is delivered.

@@ -2,7 +2,7 @@
 
 /// A script's text as octets: `\r \n \t \0 \s \\ \xHH` are octets, `{name}` is a variable, `{text*N}` is that
 /// text so many times. What is none of these stands for itself.
-pub fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Vec<u8> {
+pub fn expand(text: &str, variable: &dyn Fn(&str) -> Option<Vec<u8>>) -> Vec<u8> {
     let (mut out, mut rest) = (Vec::new(), text);
     while let Some(at) = rest.find(['\\', '{']) {
         out.extend_from_slice(&rest.as_bytes()[..at]);
@@ -66,11 +66,11 @@ fn escape(rest: &str, out: &mut Vec<u8>) -> usize {
     2
 }
 
-fn brace(rest: &str, variable: &dyn Fn(&str) -> Option<String>, out: &mut Vec<u8>) -> usize {
+fn brace(rest: &str, variable: &dyn Fn(&str) -> Option<Vec<u8>>, out: &mut Vec<u8>) -> usize {
     let Some(end) = rest.find('}') else { return 0 };
     let name = &rest[1..end];
     if let Some(value) = variable(name) {
-        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(&value);
     } else if let Some((text, times)) = name.rsplit_once('*')
         && let Ok(times) = times.parse()
     {
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     fn plain(text: &str) -> Vec<u8> {
-        expand(text, &|name| (name == "a").then(|| "A".to_owned()))
+        expand(text, &|name| (name == "a").then(|| b"A".to_vec()))
     }
 
     #[test]
