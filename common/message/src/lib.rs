@@ -13,7 +13,9 @@
 
 pub mod bounce;
 mod header;
+mod seven_bit;
 mod trace;
 
 pub use header::{Field, Fields, body_offset, fields, message_id};
+pub use seven_bit::{SevenBit, is_mime};
 pub use trace::{Received, date};
