@@ -2,8 +2,8 @@
 //!     postern-lookup: knows domains, users, aliases and routes
 //!
 //! WHAT IT DOES
-//!     Answers two questions: whether a recipient is taken (at RCPT, with who may relay), and where a
-//!     recipient's mail goes (at delivery, so that a corrected alias or route repairs queued mail). Tables
+//!     Answers three questions: whether a recipient is taken (at RCPT, with who may relay), what a table of
+//!     the rules says, and where a recipient's mail goes (at delivery, so that a corrected alias or route repairs queued mail). Tables
 //!     are the configuration, the aliases file, text tables, and the system's users by the name service.
 //!     Files are read again when they change, at most once a second they are looked at; no newaliases, no
 //!     reload is needed.
@@ -32,9 +32,12 @@
 pub mod accounts;
 pub mod aliases;
 mod expansion;
+pub mod named;
 pub mod routing;
+pub mod ruled;
 pub mod sources;
 pub mod table;
+pub mod turns;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -45,24 +48,30 @@ use postern_config::{LookupPart, Table, UserSet};
 use postern_daemon::{Handles, Host, Ports, Program, StartError};
 use postern_event::Level;
 use postern_ipc::queue_lookup::{Action, Delivery};
-use postern_ipc::smtpd_lookup::{Incoming, Say};
+use postern_ipc::smtpd_lookup::{Incoming, Known, Say, Turned};
 use postern_ipc::supervise::Handle;
 use postern_ipc::{Peer, Role, queue_lookup, smtpd_lookup};
 
 use crate::accounts::System;
 use crate::aliases::{Aliases, Target, parse_include};
 use crate::routing::Tables;
+use crate::ruled::Ruled;
 use crate::sources::{Watched, read_text};
 use crate::table::TextTable;
+use crate::turns::Turns;
 
 /// The program.
 #[derive(Debug)]
 pub struct Lookup {
     workers: Ports<smtpd_lookup::Answer, smtpd_lookup::Question>,
-    queue: Ports<queue_lookup::Answer, queue_lookup::Question>,
+    queue: Ports<queue_lookup::Say, queue_lookup::Question>,
+    /// Where the queue-manager is in `queue`.
+    queue_at: Option<usize>,
+    turns: Turns,
     tables: Tables,
     aliases: Option<Watched>,
     users: Option<Watched>,
+    ruled: Ruled,
     system: System,
     /// Directories that the sandbox lets us read.
     readable: Vec<PathBuf>,
@@ -105,6 +114,7 @@ impl Program for Lookup {
             }
             Role::QueueManager => {
                 let place = self.queue.connect(host, peer, socket);
+                self.queue_at = Some(place);
                 self.hear_queue(host, place);
             }
             _ => host.note(Level::Warning, &format!("no place for a link to {peer}")),
@@ -149,6 +159,7 @@ impl Program for Lookup {
         } else {
             self.users = users_file(&tables.config).map(Watched::new);
         }
+        self.ruled.replace(&tables.config.tables);
         self.tables = tables;
         self.system.forget();
         [&mut self.aliases, &mut self.users].into_iter().flatten().for_each(Watched::look_again);
@@ -176,8 +187,11 @@ impl Lookup {
         let mut program = Self {
             workers: Ports::new(),
             queue: Ports::new(),
+            queue_at: None,
+            turns: Turns::default(),
             aliases: aliases_file(&config).map(Watched::new),
             users: users_file(&config).map(Watched::new),
+            ruled: Ruled::new(&config.tables),
             tables: Tables::new(config, caller),
             system: System::default(),
             readable,
@@ -198,9 +212,23 @@ impl Lookup {
             self.asked_by_smtpd += 1;
             let say = match ask {
                 smtpd_lookup::Ask::Recipient(incoming) => Say::Recipient(self.verdict(host, &incoming)),
-                smtpd_lookup::Ask::Table { table: Table::Text(path), .. } => {
-                    Say::Table(Err(format!("{} is not a table of the rules", path.display())))
+                smtpd_lookup::Ask::Table { table, keys } => {
+                    let (found, errors) = self.ruled.find(&table, &keys, host.now());
+                    errors.iter().for_each(|error| host.note(Level::Error, error));
+                    self.unavailable += u64::from(found.is_err());
+                    Say::Table(found)
                 }
+                smtpd_lookup::Ask::Vrfy(named) => {
+                    let accounts = self.system.at(host.now());
+                    let known = self.tables.vrfy(&named, accounts, &mut read_include);
+                    Say::Named(self.told(host, known))
+                }
+                smtpd_lookup::Ask::Expn(named) => {
+                    let accounts = self.system.at(host.now());
+                    let known = self.tables.expn(&named, accounts, &mut read_include);
+                    Say::Named(self.told(host, known))
+                }
+                smtpd_lookup::Ask::Etrn(node) => Say::Turned(self.turn_for(host, &node)),
             };
             // A worker that is gone asks again when it is back.
             let _ = self.workers.send(host, place, &smtpd_lookup::Answer { id, say });
@@ -217,6 +245,32 @@ impl Lookup {
         verdict
     }
 
+    fn told(&mut self, host: &mut Host, known: Known) -> Known {
+        if let Known::Unavailable(why) = &known {
+            self.unavailable += 1;
+            host.note(Level::Warning, &format!("cannot say who a name is: {why}"));
+        }
+        known
+    }
+
+    /// ETRN: what the configuration lets pass goes on to the queue-manager.
+    fn turn_for(&mut self, host: &mut Host, node: &str) -> Turned {
+        let turn = match self.tables.turn(node) {
+            Ok(turn) => turn,
+            Err(why) => return why,
+        };
+        let Some(place) = self.queue_at.filter(|place| self.queue.is_connected(*place)) else {
+            return Turned::Unavailable;
+        };
+        if !self.turns.may(&turn, host.now()) {
+            return Turned::TooOften;
+        }
+        match self.queue.send(host, place, &queue_lookup::Say::Turn(turn)) {
+            true => Turned::Started,
+            false => Turned::Unavailable,
+        }
+    }
+
     fn hear_queue(&mut self, host: &mut Host, place: usize) {
         while let Some(queue_lookup::Question { id, recipient }) = self.queue.receive(host, place) {
             self.refresh(host);
@@ -225,7 +279,7 @@ impl Lookup {
             let deliveries = self.tables.queue_lookup(&recipient, accounts, &mut read_include);
             self.unavailable += u64::from(deliveries.is_err());
             let answer = fitting(queue_lookup::Answer { id, deliveries }, &recipient);
-            let _ = self.queue.send(host, place, &answer);
+            let _ = self.queue.send(host, place, &queue_lookup::Say::Answer(answer));
         }
     }
 
@@ -284,7 +338,9 @@ fn users_file(config: &LookupPart) -> Option<&Path> {
 }
 
 fn table_files(config: &LookupPart) -> Vec<PathBuf> {
-    [aliases_file(config), users_file(config)].into_iter().flatten().map(Path::to_owned).collect()
+    let named = [aliases_file(config), users_file(config)].into_iter().flatten().map(Path::to_owned);
+    let ruled = config.tables.iter().map(|Table::Text(path)| path.clone());
+    named.chain(ruled).collect()
 }
 
 fn directories(files: &[PathBuf]) -> Vec<PathBuf> {

@@ -169,11 +169,29 @@ impl Tables {
     }
 
     fn may_relay(&self, question: &Incoming, domain: Option<&Domain>) -> bool {
-        // A client of IPv4 on a listener of IPv6 has an address of both.
-        let client = question.client.to_canonical();
-        question.authenticated
-            || self.config.relay.networks.iter().any(|network| network.contains(&client))
+        self.is_trusted(question.client, question.authenticated)
             || domain.is_some_and(|domain| self.config.relay.domains.contains(domain))
+    }
+
+    /// The client may relay wherever it likes.
+    pub(crate) fn is_trusted(&self, client: IpAddr, authenticated: bool) -> bool {
+        // A client of IPv4 on a listener of IPv6 has an address of both.
+        let client = client.to_canonical();
+        authenticated || self.config.relay.networks.iter().any(|network| network.contains(&client))
+    }
+
+    /// We keep a domain's mail for another host: it is in `[relay] domains`, or a route of its own leads there.
+    pub(crate) fn queues_for(&self, domain: &Domain) -> bool {
+        let routed = self.config.routes.iter().find(|route| match &route.domain {
+            RoutePattern::Domain(one) => one == domain,
+            RoutePattern::Below(parent) => domain != parent && domain.is_within(parent),
+            RoutePattern::Any => true,
+        });
+        match routed.map(|route| (&route.domain, &route.via)) {
+            Some((RoutePattern::Domain(_) | RoutePattern::Below(_), Via::Smtp(_) | Via::Lmtp(_))) => true,
+            Some((RoutePattern::Domain(_), _)) => false,
+            _ => self.config.relay.domains.contains(domain),
+        }
     }
 
     fn is_local_user(&self, name: &str, accounts: &mut dyn Accounts) -> Result<bool, String> {
