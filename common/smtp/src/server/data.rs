@@ -48,7 +48,8 @@ pub struct Decoder {
     state: State,
     line: u64,
     size: u64,
-    fault: Option<Fault>,
+    line_too_long: bool,
+    nul: bool,
     size_max: u64,
     line_max: u64,
     normaliser: Option<Normaliser>,
@@ -70,7 +71,16 @@ enum State {
 impl Decoder {
     /// For content of at most `size_max` octets in lines of at most `line_max`, line ends not counted.
     pub fn new(size_max: u64, line_max: u64) -> Self {
-        Self { state: State::LineStart, line: 0, size: 0, fault: None, size_max, line_max, normaliser: None }
+        Self {
+            state: State::LineStart,
+            line: 0,
+            size: 0,
+            line_too_long: false,
+            nul: false,
+            size_max,
+            line_max,
+            normaliser: None,
+        }
     }
 
     /// Content that breaks the rules about line ends is rewritten ([`super::normalise`]) instead of refused.
@@ -96,9 +106,15 @@ impl Decoder {
         self.size
     }
 
-    /// Why the message will be refused at its end.
+    /// Why the message will be refused at its end. Of several faults it is at the end always the same one,
+    /// wherever the input was cut.
     pub fn fault(&self) -> Option<Fault> {
-        self.fault
+        match () {
+            () if self.size > self.size_max => Some(Fault::TooBig),
+            () if self.line_too_long => Some(Fault::LineTooLong),
+            () if self.nul => Some(Fault::Nul),
+            () => None,
+        }
     }
 
     /// The search for line ends is memchr's, and what lies between dots is copied at once.
@@ -121,7 +137,7 @@ impl Decoder {
                             b'\r' => self.state = State::Cr,
                             _ => {
                                 self.lengthen(1);
-                                self.fault.get_or_insert(Fault::Nul);
+                                self.nul = true;
                             }
                         }
                         at += 1;
@@ -154,17 +170,12 @@ impl Decoder {
 
     fn lengthen(&mut self, octets: usize) {
         self.line += octets as u64;
-        if self.line > self.line_max {
-            self.fault.get_or_insert(Fault::LineTooLong);
-        }
+        self.line_too_long |= self.line > self.line_max;
     }
 
     fn keep(&mut self, run: &[u8], kept: &mut Vec<u8>) {
         self.size += run.len() as u64;
-        if self.size > self.size_max {
-            self.fault.get_or_insert(Fault::TooBig);
-        }
-        if self.fault.is_none() {
+        if self.fault().is_none() {
             kept.extend_from_slice(run);
         }
     }
