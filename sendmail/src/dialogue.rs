@@ -34,6 +34,8 @@ pub(crate) fn speak(
         asks: Asks::default(),
         message_size: config.smtp.message_size,
         recipients: config.smtp.recipients,
+        transactions: None,
+        recipient_domains: None,
         line_length: config.smtp.line_length,
         errors: config.smtp.errors,
         normalise: false,

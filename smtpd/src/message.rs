@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use postern_address::ReversePath;
+use postern_address::{Mailbox, ReversePath};
 use postern_message::Received;
-use postern_smtp::parameters::Body;
+use postern_smtp::parameters::{Body, Hold};
 use postern_smtp::server::Finished;
-use postern_spool::{BodyType, Envelope, Origin, QueueId, Timestamp};
+use postern_spool::{BodyType, Deadline, Envelope, Options, Origin, QueueId, Timestamp};
 
 /// What the log needs to know about a message that the spool has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(crate) struct Header {
     pub(crate) hops: u32,
     /// For the log.
     pub(crate) message_id: Option<String>,
+    /// Something of it is not US-ASCII.
+    pub(crate) utf8: bool,
 }
 
 /// Who sent it and how: for the trace line and for the envelope.
@@ -42,6 +44,7 @@ impl Header {
     pub(crate) fn read(content: &[u8]) -> Self {
         let mut header = Self::default();
         for field in postern_message::fields(content) {
+            header.utf8 |= !field.raw.is_ascii();
             if field.is("received") {
                 header.hops += 1;
             } else if header.message_id.is_none() && field.is("message-id") {
@@ -84,11 +87,13 @@ pub(crate) fn prepare(
         nrcpt: recipients.len(),
         message_id: header.message_id,
     };
+    let body = finished.parameters.body;
+    let options = options(finished, &recipients, header.utf8, arrival);
     let envelope = Envelope {
         reverse_path: std::mem::replace(&mut finished.reverse_path, ReversePath::Null),
         recipients,
         arrival,
-        body: match finished.parameters.body {
+        body: match body {
             Body::SevenBit => BodyType::SevenBit,
             Body::EightBit => BodyType::EightBit,
             Body::Binary => BodyType::Binary,
@@ -98,9 +103,40 @@ pub(crate) fn prepare(
             name: source.name.map(str::to_owned),
             helo: source.helo.to_owned(),
         },
-        options: postern_spool::Options::default(),
+        options,
     };
     (envelope, prepend, receipt)
+}
+
+/// What the client asked for, as times of our clock and with what it takes.
+fn options(
+    finished: &mut Finished,
+    recipients: &[Mailbox],
+    header_utf8: bool,
+    arrival: Timestamp,
+) -> Options {
+    let parameters = std::mem::take(&mut finished.parameters);
+    let after = |seconds: i64| Timestamp(arrival.0.saturating_add_signed(seconds.saturating_mul(1000)));
+    let utf8_address = !finished.reverse_path.as_str().is_ascii()
+        || recipients.iter().any(|recipient| !recipient.is_ascii());
+    Options {
+        // Who says SMTPUTF8 needs not use it: then every host can have the message.
+        smtputf8: parameters.smtputf8 && (utf8_address || header_utf8),
+        ret: parameters.ret,
+        envid: parameters.envid,
+        deliver_by: parameters.by.map(|by| Deadline {
+            at: after(by.seconds),
+            mode: by.mode,
+            trace: by.trace,
+        }),
+        hold_until: parameters.hold.map(|hold| match hold {
+            Hold::For(seconds) => after(i64::try_from(seconds).unwrap_or(i64::MAX)),
+            Hold::Until(at) => Timestamp(at),
+        }),
+        priority: parameters.priority.unwrap_or(0),
+        held: false,
+        recipients: std::mem::take(&mut finished.recipient_parameters),
+    }
 }
 
 #[cfg(test)]
@@ -111,7 +147,9 @@ mod tests {
     fn headers() {
         let header =
             Header::read(b"Received: a\r\n b\r\nreceived: c\r\nMessage-ID: <1@x>\r\n\r\nReceived: d\r\n");
-        assert_eq!(header, Header { hops: 2, message_id: Some("<1@x>".into()) });
+        assert_eq!(header, Header { hops: 2, message_id: Some("<1@x>".into()), utf8: false });
         assert_eq!(Header::read(b"\r\nReceived: d\r\n"), Header::default());
+        assert!(Header::read("Subject: Grüße\r\n\r\n".as_bytes()).utf8);
+        assert!(!Header::read("Subject: x\r\n\r\nGrüße\r\n".as_bytes()).utf8);
     }
 }

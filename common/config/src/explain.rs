@@ -45,8 +45,9 @@ impl Config {
             if listen.bare_newline == BareNewline::Normalise {
                 out.item("  line ends that are not CRLF are rewritten (bare-newline)");
             }
-            if !listen.proxy.is_empty() {
-                out.item(&format!("  only for {}, each connection with a PROXY header", list(&listen.proxy)));
+            if !listen.without.is_empty() {
+                let names: Vec<_> = listen.without.iter().map(|extension| extension.keyword()).collect();
+                out.item(&format!("  without {}", names.join(", ")));
             }
             if !listen.proxy.is_empty() {
                 out.item(&format!("  only for {}, each connection with a PROXY header", list(&listen.proxy)));
@@ -220,6 +221,9 @@ impl Config {
         out.value("workers", smtp.workers, smtp.workers == default_workers());
         out.value("message-size", size(smtp.message_size), smtp.message_size == 50 << 20);
         out.value("recipients", smtp.recipients, smtp.recipients == 1000);
+        for (key, limit) in [("recipient-domains", smtp.recipient_domains), ("messages", smtp.messages)] {
+            out.value(key, limit.map_or("no limit".to_owned(), |limit| limit.to_string()), limit.is_none());
+        }
         out.value("sessions", smtp.sessions, smtp.sessions == 10_000);
         out.value("line-length", size(smtp.line_length.into()), smtp.line_length == 64 << 10);
         out.time("command-timeout", smtp.command_timeout, 300);
@@ -229,8 +233,6 @@ impl Config {
         out.time("greet-pause", smtp.greet_pause, 0);
         out.time("tarpit", smtp.tarpit, 1);
         out.value("hops", smtp.hops, smtp.hops == 100);
-        out.value("xclient", nobody_or(&smtp.xclient), smtp.xclient.is_empty());
-        out.value("xforward", nobody_or(&smtp.xforward), smtp.xforward.is_empty());
         out.value("xclient", nobody_or(&smtp.xclient), smtp.xclient.is_empty());
         out.value("xforward", nobody_or(&smtp.xforward), smtp.xforward.is_empty());
         self.explain_abuse(out);
@@ -283,10 +285,6 @@ impl Lines {
 
 fn mark(default: bool) -> &'static str {
     if default { " (default)" } else { "" }
-}
-
-fn nobody_or(items: &[impl Display]) -> String {
-    if items.is_empty() { "nobody".to_owned() } else { list(items) }
 }
 
 fn nobody_or(items: &[impl Display]) -> String {

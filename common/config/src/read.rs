@@ -198,6 +198,7 @@ impl Reader<'_> {
             let service = self.required(&section, "service", text(value::service));
             let bare_newline = self.optional(&section, "bare-newline", text(value::bare_newline));
             let proxy = self.list(&section, "proxy", value::trusted_network);
+            let without = self.list(&section, "without", value::extension);
             self.doubles(&proxy);
             if let Some((at, address)) = &address
                 && address.port() != 0
@@ -218,7 +219,8 @@ impl Reader<'_> {
             if let (Some((_, address)), Some((_, service))) = (address, service) {
                 let bare_newline = bare_newline.map(|(_, value)| value).unwrap_or_default();
                 let proxy = without_places(proxy);
-                listen.push(Listen { address, service, bare_newline, proxy });
+                let without = without_places(without);
+                listen.push(Listen { address, service, bare_newline, proxy, without });
             }
         }
         listen
@@ -266,6 +268,8 @@ impl Reader<'_> {
             // RFC 5321 §4.5.3.1.7 asks for at least 64 KiB; a smaller limit is the operator's to choose.
             message_size: self.size(&section, "message-size", 1000..=1 << 40).unwrap_or(50 << 20),
             recipients: self.number(&section, "recipients", 1..=100_000).unwrap_or(1000) as u32,
+            recipient_domains: self.number(&section, "recipient-domains", 1..=100_000).map(|n| n as u32),
+            messages: self.number(&section, "messages", 1..=1_000_000).map(|n| n as u32),
             sessions: self.number(&section, "sessions", 1..=1_000_000).unwrap_or(10_000) as u32,
             // RFC 5321 §4.5.3.1.6: a text line has up to 1000 octets.
             line_length: self.size(&section, "line-length", 1000..=16 << 20).unwrap_or(64 << 10) as u32,
@@ -299,6 +303,7 @@ impl Reader<'_> {
         };
         let limits = QueueLimits {
             lifetime,
+            delay_warning: self.time(&section, "delay-warning", SECOND),
             // Who shortens one value does not want to be told that the default of another is longer.
             bounce_lifetime: bounce_lifetime.unwrap_or_else(|| DAY.min(lifetime)),
             retry_first: first.unwrap_or_else(|| (5 * MINUTE).min(most.unwrap_or(5 * MINUTE))),
@@ -307,7 +312,6 @@ impl Reader<'_> {
         (limits, reserve)
     }
 
-            delay_warning: self.time(&section, "delay-warning", SECOND),
     fn delivery(&mut self, root: &DeTable<'_>) -> Delivery {
         let section = self.section(root, "[delivery]");
         Delivery {

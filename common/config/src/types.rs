@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use postern_address::{Domain, Mailbox};
+use postern_smtp::server::Extension;
 use serde::{Deserialize, Serialize};
 
 use crate::abuse::{Greylist, Limits, List};
@@ -82,6 +83,8 @@ pub struct Listen {
     pub bare_newline: BareNewline,
     /// `proxy`: who alone connects, each time with a PROXY header; none for a port without proxies.
     pub proxy: Vec<IpNet>,
+    /// `without`: extensions that are not offered though the service has them.
+    pub without: Vec<Extension>,
 }
 
 /// What becomes of line ends that are not CRLF.
@@ -253,6 +256,10 @@ pub struct SmtpLimits {
     pub message_size: u64,
     /// `recipients` of one message, default 1000.
     pub recipients: u32,
+    /// `recipient-domains` of one message, default no limit.
+    pub recipient_domains: Option<u32>,
+    /// `messages` of one session, default no limit.
+    pub messages: Option<u32>,
     /// `sessions` of one worker at once, default 10,000.
     pub sessions: u32,
     /// `line-length` of text, octets, default 64 KiB: longer lines are refused.
@@ -289,14 +296,14 @@ pub struct QueueLimits {
     pub retry_first: Duration,
     /// `retry-most`, default 1 h 10 min.
     pub retry_most: Duration,
+    /// `delay-warning`: when a sender hears that its message waits. None: after 4 h those who asked.
+    pub delay_warning: Option<Duration>,
 }
 
 /// `[queue]`: what smtpd leaves free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reserve {
     /// `min-free` octets, default 64 MiB.
-    /// `delay-warning`: when a sender hears that its message waits. None: after 4 h those who asked.
-    pub delay_warning: Option<Duration>,
     pub octets: u64,
     /// `min-inodes`, default 1000.
     pub inodes: u64,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use postern_address::{Domain, Mailbox};
+use postern_smtp::server::Extension;
 
 use crate::error::nearest;
 use crate::types::{
@@ -110,6 +111,13 @@ pub(crate) fn bare_newline(text: &str) -> Result<BareNewline, Mistake> {
             mistake(format!("unknown value `{text}`"), did_you_mean(text, &known))
         }
     }
+}
+
+pub(crate) fn extension(text: &str) -> Result<Extension, Mistake> {
+    Extension::parse(text).ok_or(()).or_else(|()| {
+        let known = Extension::ALL.map(Extension::keyword);
+        mistake(format!("unknown extension `{text}`"), did_you_mean(text, &known))
+    })
 }
 
 pub(crate) fn socket_address(text: &str) -> Result<SocketAddr, Mistake> {

@@ -242,6 +242,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "5:16 unknown value `normalize` | did you mean `normalise`?",
     ),
     (
+        "hostname = \"a.b\"\n[[listen]]\naddress = \"[::]:25\"\nservice = \"smtp\"\nwithout = [\"chunkin\"]",
+        "5:12 unknown extension `chunkin` | did you mean `CHUNKING`?",
+    ),
+    (
         "hostname = \"a.b\"\n[[listen]]\naddress = \"[::]:25\"\nservice = \"smtp\"\nproxy = \"10.0.0.1\"",
         "5:9 a list should stand here | write [\"10.0.0.1\"]",
     ),

@@ -12,10 +12,12 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod date_time;
 pub mod parameters;
 pub mod proxy;
 pub mod reply;
 pub mod server;
 pub mod xclient;
+pub mod xtext;
 
 pub use reply::{EnhancedCode, Reply};

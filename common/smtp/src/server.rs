@@ -18,5 +18,7 @@ mod transaction;
 
 pub use extensions::{Extension, Extensions};
 pub use question::{Answer, Asks, Question};
-pub use session::{Action, Identity, Output, Phase, Protocol, Rejected, Security, Session, Settings};
+pub use session::{
+    Action, BY_MIN, HOLD_MAX, Identity, Output, Phase, Protocol, Rejected, Security, Session, Settings,
+};
 pub use transaction::Finished;

@@ -65,6 +65,8 @@ pub struct Mail {
     pub reverse_path: ReversePath,
     /// What else is asked for.
     pub parameters: MailParameters,
+    /// PRDR was said.
+    pub prdr: bool,
 }
 
 /// RCPT and its parameters.
@@ -74,6 +76,8 @@ pub struct Rcpt {
     pub forward_path: ForwardPath,
     /// What else is asked for.
     pub parameters: RcptParameters,
+    /// Something of it is not US-ASCII: there has to be a transaction with SMTPUTF8.
+    pub utf8: bool,
 }
 
 /// A line that is no command we take: which command it tried to be, and the reply.
@@ -90,7 +94,7 @@ const NOT_IMPLEMENTED: EnhancedCode = EnhancedCode::new(5, 5, 1);
 pub(super) const ARGUMENT: EnhancedCode = EnhancedCode::new(5, 5, 4);
 const SENDER_SYNTAX: EnhancedCode = EnhancedCode::new(5, 1, 7);
 const RECIPIENT_SYNTAX: EnhancedCode = EnhancedCode::new(5, 1, 3);
-const NOT_ASCII: EnhancedCode = EnhancedCode::new(5, 6, 7);
+pub(super) const NOT_ASCII: EnhancedCode = EnhancedCode::new(5, 6, 7);
 
 /// Known and not offered: 502 instead of 500 (RFC 5321 §4.2.4).
 const NOT_OFFERED: [&str; 7] = ["TURN", "SEND", "SOML", "SAML", "STARTTLS", "AUTH", "ATRN"];
@@ -199,10 +203,11 @@ fn mail(rest: &str, offered: Extensions) -> Result<Mail, Refused> {
     let (path, parameters) = path(rest, "FROM:").ok_or_else(syntax)?;
     let reverse_path = ReversePath::parse(path)
         .map_err(|error| refused("MAIL", 501, SENDER_SYNTAX, &format!("Bad sender address: {error}")))?;
-    if !reverse_path.as_str().is_ascii() {
-        return Err(refused("MAIL", 553, NOT_ASCII, "SMTPUTF8 is not offered"));
+    let (parameters, prdr) = arguments::mail(parameters, offered)?;
+    if !rest.is_ascii() && !parameters.smtputf8 {
+        return Err(refused("MAIL", 553, NOT_ASCII, "Error: not US-ASCII, which takes SMTPUTF8"));
     }
-    Ok(Mail { reverse_path, parameters: arguments::mail(parameters, offered)? })
+    Ok(Mail { reverse_path, parameters, prdr })
 }
 
 fn rcpt(rest: &str, offered: Extensions) -> Result<Rcpt, Refused> {
@@ -211,10 +216,8 @@ fn rcpt(rest: &str, offered: Extensions) -> Result<Rcpt, Refused> {
     let forward_path = ForwardPath::parse(path).map_err(|error| {
         refused("RCPT", 501, RECIPIENT_SYNTAX, &format!("Bad recipient address: {error}"))
     })?;
-    if !path.is_ascii() && matches!(&forward_path, ForwardPath::Mailbox(m) if !m.is_ascii()) {
-        return Err(refused("RCPT", 553, NOT_ASCII, "SMTPUTF8 is not offered"));
-    }
-    Ok(Rcpt { forward_path, parameters: arguments::rcpt(parameters, offered)? })
+    let utf8 = !rest.is_ascii();
+    Ok(Rcpt { forward_path, parameters: arguments::rcpt(parameters, offered)?, utf8 })
 }
 
 /// `FROM:<path> parameters`: the path with its brackets, and what follows. Blanks before the path are no
@@ -310,13 +313,15 @@ mod tests {
             ("BDAT 1 LATER", 521),
             ("BDAT 1LAST", 521),
             ("BDAT 999999999999999999999", 521),
-            ("MAIL FROM:<a@b> SMTPUTF8", 555),
+            ("MAIL FROM:<a@b> SMTPUTF8=1", 501),
+            ("MAIL FROM:<\u{fc}@b> SMTPUTF8", 250),
+            ("MAIL FROM:<a@\u{fc}.test>", 553),
             ("MAIL FROM:<a@b> AUTH=<>", 555),
             ("MAIL FROM:<\u{fc}@b>", 553),
             ("RCPT TO:<>", 501),
             ("RCPT TO:<a>", 501),
-            ("RCPT TO:<a@b> NOTIFY=NEVER", 555),
-            ("RCPT TO:<\u{fc}@b>", 553),
+            ("RCPT TO:<a@b> NOTIFY=NEVER", 250),
+            ("RCPT TO:<a@b> SIZE=1", 555),
         ] {
             assert_eq!(code(line), expected, "{line:?}");
         }

@@ -69,7 +69,7 @@ pub struct Asks {
     pub mail: bool,
     /// [`Question::Data`]
     pub data: bool,
-    /// [`Question::Vrfy`]; otherwise 252.
+    /// [`Question::Vrfy`]; otherwise 252. For this and the two below, their extension must be in the set too.
     pub vrfy: bool,
     /// [`Question::Expn`]; otherwise 502.
     pub expn: bool,

@@ -45,6 +45,10 @@ pub struct Settings {
     pub message_size: u64,
     /// Most recipients of one message.
     pub recipients: u32,
+    /// Most transactions of one session, if there is a limit: MAILMAX (RFC 9422).
+    pub transactions: Option<u32>,
+    /// Most domains among the recipients of one message, if there is a limit: RCPTDOMAINMAX (RFC 9422).
+    pub recipient_domains: Option<u32>,
     /// Longest line of content, octets.
     pub line_length: u32,
     /// Refused commands until the session is closed.
@@ -52,6 +56,12 @@ pub struct Settings {
     /// Bare line ends are rewritten ([`super::normalise`]) instead of refused.
     pub normalise: bool,
 }
+
+/// The longest that a message may be held before it is sent (RFC 4865): 30 days, in seconds.
+pub const HOLD_MAX: u64 = 30 * 86_400;
+
+/// The shortest time within which a message can be demanded to be delivered or returned (RFC 2852), seconds.
+pub const BY_MIN: i64 = 60;
 
 /// What the session wants. Replies come as bytes, in order, whatever is asked meanwhile.
 #[derive(Debug, Default)]
@@ -147,8 +157,12 @@ pub struct Session {
     errors: u32,
     commands: u32,
     messages: u32,
+    /// MAIL commands that were accepted.
+    transactions: u32,
     early: u32,
     full: bool,
+    /// Milliseconds since 1970.
+    now: u64,
     /// EHLO lines for this client alone; a command that begins like one is understood.
     extra: &'static [&'static str],
 }
@@ -169,9 +183,26 @@ enum Stage {
     Chunk(Box<Chunked>, Announced),
     /// Between two chunks of a message.
     Between(Box<Chunked>),
-    /// The content is complete; so many replies are due.
-    Settling(u32, ReversePath),
+    /// The content is complete.
+    Settling(Due),
     Closed,
+}
+
+/// The replies that are due after content.
+#[derive(Debug)]
+struct Due {
+    from: ReversePath,
+    replies: Replies,
+}
+
+/// How many.
+#[derive(Clone, Copy, Debug)]
+enum Replies {
+    One,
+    /// One for each accepted RCPT (RFC 2033 §4.2).
+    Each(u32),
+    /// When it was taken: a word that they follow, one for each, and one for all (draft-hall-prdr).
+    Announced(u32),
 }
 
 /// A chunk as its BDAT has it.
@@ -207,8 +238,10 @@ impl Session {
             errors: 0,
             commands: 0,
             messages: 0,
+            transactions: 0,
             early: 0,
             full: false,
+            now: 0,
             extra: &[],
         };
         session.begin(out);
@@ -219,6 +252,11 @@ impl Session {
     /// what could not be kept. Transactions under way go on.
     pub fn set_full(&mut self, full: bool) {
         self.full = full;
+    }
+
+    /// What time it is, in milliseconds since 1970: FUTURERELEASE speaks of dates.
+    pub fn set_time(&mut self, now: u64) {
+        self.now = now;
     }
 
     /// Who the client is by other proof than this dialogue's.
@@ -241,7 +279,7 @@ impl Session {
             let step = match self.stage {
                 Stage::Closed => return input.len(),
                 _ if self.discard.is_some() => self.discard(rest, out),
-                Stage::Settling(..) => 0,
+                Stage::Settling(_) => 0,
                 Stage::Content(_) => self.content(rest, out),
                 Stage::Chunk(..) => self.chunk(rest, out),
                 Stage::Barred | Stage::Idle | Stage::Open(_) | Stage::Between(_) => self.line(rest, out),
@@ -273,16 +311,26 @@ impl Session {
 
     /// What became of the message of [`Action::Finished`]: 2yz only when it is safe.
     pub fn settle(&mut self, reply: Reply, out: &mut Output) {
-        let Stage::Settling(replies, from) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
-        for _ in 1..replies {
+        let Stage::Settling(due) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
+        let taken = reply.code / 100 == 2;
+        let before = match due.replies {
+            Replies::One => 0,
+            Replies::Each(replies) => replies.saturating_sub(1),
+            Replies::Announced(replies) if taken => {
+                self.write(&Reply::new(353, None, "A reply for each recipient follows"), out);
+                replies
+            }
+            Replies::Announced(_) => 0,
+        };
+        for _ in 0..before {
             self.write(&reply, out);
         }
-        if reply.code / 100 == 2 {
+        if taken {
             self.write(&reply, out);
             self.errors = 0;
             self.messages += 1;
         } else {
-            self.refuse("END-OF-MESSAGE", reply, Some(from), None, out);
+            self.refuse("END-OF-MESSAGE", reply, Some(due.from), None, out);
         }
     }
 
@@ -297,7 +345,7 @@ impl Session {
     /// Whom the dialogue waits for.
     pub fn phase(&self) -> Phase {
         match self.stage {
-            Stage::Settling(..) => Phase::Settling,
+            Stage::Settling(_) => Phase::Settling,
             Stage::Closed => Phase::Closed,
             Stage::Content(_) | Stage::Chunk(..) => Phase::Content,
             _ if self.discard.is_some() => Phase::Content,
@@ -368,6 +416,12 @@ impl Session {
         }
     }
 
+    /// The same for the trace line of a message, which may have come by SMTPUTF8 (RFC 6531 §4.3).
+    pub fn trace_name(&self, smtputf8: bool) -> String {
+        let name = self.protocol_name();
+        if smtputf8 { format!("UTF8{}", name.strip_prefix('E').unwrap_or(name)) } else { name.to_owned() }
+    }
+
     /// Our settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -400,6 +454,8 @@ impl Session {
 mod bench;
 #[cfg(test)]
 mod chunks_tests;
+#[cfg(test)]
+mod extensions_tests;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

@@ -20,10 +20,12 @@ fn without_room_mail_is_deferred_and_what_is_under_way_goes_on() {
 fn a_message() {
     let mut bench = Bench::new(Protocol::Smtp);
     assert_eq!(bench.say(""), "220 mx.test ESMTP Postern\r\n");
-    assert_eq!(
-        bench.say("EHLO c.test\r\n"),
-        "250-mx.test\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-8BITMIME\r\n250-ENHANCEDSTATUSCODES\r\n250-CHUNKING\r\n250-BINARYMIME\r\n250 HELP\r\n"
+    let offered = bench.say("EHLO c.test\r\n");
+    assert!(
+        offered.starts_with("250-mx.test\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-8BITMIME\r\n"),
+        "{offered}"
     );
+    assert!(offered.ends_with("\r\n250 HELP\r\n"), "{offered}");
     assert_eq!(bench.say("MAIL FROM:<a@b> BODY=8BITMIME\r\n"), "250 2.1.0 Ok\r\n");
     assert_eq!(bench.say("RCPT TO:<u@v.test>\r\n"), "250 2.1.5 Ok\r\n");
     assert_eq!(bench.codes("DATA\r\n"), [354]);

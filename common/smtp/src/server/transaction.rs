@@ -57,6 +57,8 @@ pub struct Finished {
     pub content: Vec<u8>,
     /// Octets of the whole content.
     pub size: u64,
+    /// A reply for each recipient is wanted.
+    pub(super) prdr: bool,
     /// How many RCPT commands were accepted: as many replies are due in LMTP.
     pub(super) accepted: u32,
 }
@@ -90,6 +92,16 @@ impl Transaction {
         self.accepted
     }
 
+    /// Takes in by `SMTPUTF8` what is not US-ASCII.
+    pub(super) fn smtputf8(&self) -> bool {
+        self.mail.parameters.smtputf8
+    }
+
+    /// The recipients accepted so far, each once.
+    pub(super) fn recipients(&self) -> &[Mailbox] {
+        &self.recipients
+    }
+
     /// Takes a recipient. The same one again is accepted and not delivered twice: what was asked for at
     /// the first time stands.
     pub(super) fn accept(&mut self, (recipient, parameters): (Mailbox, RcptParameters)) {
@@ -121,8 +133,8 @@ impl Transaction {
 
     fn finish(self, content: Vec<u8>, size: u64) -> Finished {
         let Self { mail, recipients, recipient_parameters, accepted } = self;
-        let Mail { reverse_path, parameters } = mail;
-        Finished { reverse_path, parameters, recipients, recipient_parameters, content, size, accepted }
+        let Mail { reverse_path, parameters, prdr } = mail;
+        Finished { reverse_path, parameters, recipients, recipient_parameters, content, size, prdr, accepted }
     }
 }
 

@@ -167,6 +167,8 @@ pub(super) fn settings(protocol: Protocol) -> Settings {
         asks: Asks::default(),
         message_size: 1000,
         recipients: 4,
+        transactions: None,
+        recipient_domains: None,
         line_length: 100,
         errors: 5,
         normalise: false,

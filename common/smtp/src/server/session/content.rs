@@ -1,7 +1,7 @@
 //! Content: from DATA to the message.
 
 use super::replies::{error, too_big};
-use super::{Action, Output, Protocol, Session, Stage};
+use super::{Action, Due, Output, Protocol, Replies, Session, Stage};
 use crate::reply::Reply;
 use crate::server::data::{Decoder, Fault, Progress, Violation};
 use crate::server::transaction::Finished;
@@ -72,10 +72,11 @@ impl Session {
 
     pub(super) fn finished(&mut self, finished: Finished, out: &mut Output) {
         let replies = match self.settings.protocol {
-            Protocol::Smtp => 1,
-            Protocol::Lmtp => finished.accepted,
+            Protocol::Lmtp => Replies::Each(finished.accepted),
+            Protocol::Smtp if finished.prdr && finished.accepted > 1 => Replies::Announced(finished.accepted),
+            Protocol::Smtp => Replies::One,
         };
-        self.stage = Stage::Settling(replies, finished.reverse_path.clone());
+        self.stage = Stage::Settling(Due { from: finished.reverse_path.clone(), replies });
         out.actions.push(Action::Finished(Box::new(finished)));
     }
 }

@@ -1,12 +1,13 @@
 //! Commands, the questions they lead to, and what follows from the answers.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use postern_address::{ForwardPath, Mailbox};
 
 use super::replies::{error, push, too_big};
-use super::{Action, Output, Protocol, Session, Stage};
-use crate::parameters::Body;
+use super::{Action, BY_MIN, HOLD_MAX, Output, Protocol, Session, Stage};
+use crate::date_time;
+use crate::parameters::{Body, ByMode, DeliverBy, Hold, MailParameters};
 use crate::reply::Reply;
 use crate::server::command::{self, Command, Mail, Rcpt};
 use crate::server::extensions::Extension;
@@ -64,7 +65,8 @@ impl Session {
                     return 0;
                 }
                 self.commands += 1;
-                let pipelines = self.greeted.as_ref().is_some_and(Greeted::is_extended);
+                let pipelines = self.has(Extension::Pipelining)
+                    && self.greeted.as_ref().is_some_and(Greeted::is_extended);
                 let last = !pipelines || matches!(&parsed, Ok(command) if command.ends_group());
                 self.early += u32::from(last && consumed < input.len());
                 match parsed {
@@ -97,6 +99,10 @@ impl Session {
                 input.len()
             }
         }
+    }
+
+    fn has(&self, extension: Extension) -> bool {
+        self.settings.extensions.has(extension)
     }
 
     pub(super) fn is_smtp(&self) -> bool {
@@ -132,15 +138,15 @@ impl Session {
                 self.say(250, (2, 0, 0), "Ok", out);
             }
             Command::Noop => self.say(250, (2, 0, 0), "Ok", out),
-            Command::Vrfy(argument) if self.settings.asks.vrfy => {
+            Command::Vrfy(argument) if self.settings.asks.vrfy && self.has(Extension::Vrfy) => {
                 self.ask(Question::Vrfy(argument.into()), Pending::Word("VRFY"), out);
             }
             // RFC 5321 §3.5.3, §7.3: whether a mailbox exists is told at RCPT alone.
             Command::Vrfy(_) => self.say(252, (2, 5, 0), "Cannot verify; send mail and see", out),
-            Command::Expn(argument) if self.settings.asks.expn => {
+            Command::Expn(argument) if self.settings.asks.expn && self.has(Extension::Expn) => {
                 self.ask(Question::Expn(argument.into()), Pending::Word("EXPN"), out);
             }
-            Command::Etrn(argument) if self.settings.asks.etrn => {
+            Command::Etrn(argument) if self.settings.asks.etrn && self.has(Extension::Etrn) => {
                 self.ask(Question::Etrn(argument.into()), Pending::Word("ETRN"), out);
             }
             Command::Xclient(_) if self.offers("XCLIENT") && self.transaction().is_some() => {
@@ -195,6 +201,15 @@ impl Session {
         if mail.parameters.size.is_some_and(|size| size > self.settings.message_size) {
             return self.refuse("MAIL", too_big(), Some(mail.reverse_path), None, out);
         }
+        if let Some(reply) = self.not_possible(&mail.parameters) {
+            return self.refuse("MAIL", reply, Some(mail.reverse_path), None, out);
+        }
+        if self.settings.transactions.is_some_and(|most| self.transactions >= most) {
+            // RFC 9422 §4.1.
+            let reply = error(421, (4, 3, 2), "Error: too many messages in one session, connect again");
+            self.reject("MAIL", reply, Some(mail.reverse_path), None, out);
+            return self.end("too many messages", out);
+        }
         if self.full {
             // RFC 5321 §4.2.3; RFC 1870 §6.1.
             let reply = error(452, (4, 3, 1), "Error: insufficient system storage, try again");
@@ -208,12 +223,37 @@ impl Session {
         self.conclude(Pending::Mail(mail), Answer::Accepted, out);
     }
 
+    /// What is well-formed and more than we do.
+    fn not_possible(&self, parameters: &MailParameters) -> Option<Reply> {
+        let held = match parameters.hold {
+            None => 0,
+            Some(Hold::For(seconds)) => seconds,
+            Some(Hold::Until(at)) => at.saturating_sub(self.now) / 1000,
+        };
+        if held > HOLD_MAX {
+            // RFC 4865 §4.2.
+            return Some(error(501, (5, 5, 4), "Error: longer than a message is held here"));
+        }
+        match parameters.by {
+            // RFC 2852 §4.1.
+            Some(DeliverBy { seconds, mode: ByMode::Return, .. }) if seconds < BY_MIN => {
+                Some(error(555, (5, 5, 4), "Error: sooner than a message is returned here"))
+            }
+            _ => None,
+        }
+    }
+
     fn rcpt(&mut self, rcpt: Rcpt, out: &mut Output) {
         let transaction = match &self.stage {
             Stage::Open(transaction) => transaction,
             Stage::Between(_) => return self.misplaced("RCPT", "Error: the content has begun", out),
             _ => return self.misplaced("RCPT", "Error: need MAIL command", out),
         };
+        if rcpt.utf8 && !transaction.smtputf8() {
+            // RFC 6531 §3.5.
+            let reply = error(553, (5, 6, 7), "Error: not US-ASCII, which takes SMTPUTF8 at MAIL");
+            return self.refuse("RCPT", reply, None, None, out);
+        }
         let full = transaction.accepted() >= self.settings.recipients;
         let recipient = match rcpt.forward_path {
             ForwardPath::Mailbox(mailbox) => Ok(mailbox),
@@ -231,6 +271,11 @@ impl Session {
                 return self.refuse("RCPT", reply, None, None, out);
             }
         };
+        if self.settings.recipient_domains.is_some_and(|most| self.domains(Some(&recipient)) > most) {
+            // RFC 9422 §4.3.
+            let reply = error(452, (4, 5, 3), "Error: too many recipient domains");
+            return self.refuse("RCPT", reply, None, Some(recipient), out);
+        }
         let parameters = rcpt.parameters;
         let pending = Pending::Rcpt(Box::new((recipient.clone(), parameters.clone())));
         self.ask(Question::Rcpt { recipient, parameters }, pending, out);
@@ -274,6 +319,18 @@ impl Session {
         self.asked.back().is_some_and(of_rcpt)
             && asked < ASKED_MAX
             && transaction.accepted() as usize + asked < self.settings.recipients as usize
+            && self.settings.recipient_domains.is_none_or(|most| self.domains(None) < most)
+    }
+
+    /// Domains of the transaction, with those of `one_more` and of the recipients that are asked about.
+    fn domains(&self, one_more: Option<&Mailbox>) -> u32 {
+        let Stage::Open(transaction) = &self.stage else { return 0 };
+        let asked = self.asked.iter().filter_map(|asked| match &asked.pending {
+            Pending::Rcpt(rcpt) => Some(&rcpt.0),
+            _ => None,
+        });
+        let all = transaction.recipients().iter().chain(asked).chain(one_more);
+        all.map(Mailbox::host).collect::<BTreeSet<_>>().len() as u32
     }
 
     /// A RCPT that is refused at once, behind others that are open.
@@ -329,6 +386,7 @@ impl Session {
             Pending::Greeting { name, extended } => self.greet(name, extended, out),
             Pending::Mail(mail) => {
                 let Some(greeted) = &self.greeted else { return };
+                self.transactions += 1;
                 self.stage = Stage::Open(Box::new(Transaction::new(greeted, *mail)));
                 self.say(250, (2, 1, 0), "Ok", out);
             }
@@ -361,12 +419,32 @@ impl Session {
         }
         let mut lines = vec![hostname.to_owned()];
         for extension in Extension::ALL.into_iter().filter(|e| self.settings.extensions.has(*e)) {
+            let keyword = extension.keyword();
             lines.push(match extension {
-                Extension::Size => format!("SIZE {}", self.settings.message_size),
-                other => other.keyword().to_owned(),
+                Extension::Size => format!("{keyword} {}", self.settings.message_size),
+                Extension::DeliverBy => format!("{keyword} {BY_MIN}"),
+                Extension::FutureRelease => {
+                    let until = date_time::write(self.now.saturating_add(HOLD_MAX * 1000));
+                    format!("{keyword} {HOLD_MAX} {until}")
+                }
+                Extension::Limits => self.limits(keyword),
+                Extension::Etrn if !self.settings.asks.etrn => continue,
+                Extension::Vrfy if !self.settings.asks.vrfy => continue,
+                Extension::Expn if !self.settings.asks.expn => continue,
+                _ => keyword.to_owned(),
             });
         }
         lines.extend(self.extra.iter().map(|line| (*line).to_owned()));
         Reply { code: 250, enhanced: None, lines }.write_to(&mut out.wire);
+    }
+    /// RFC 9422 §3.
+    fn limits(&self, keyword: &str) -> String {
+        let limits = [
+            ("MAILMAX", self.settings.transactions),
+            ("RCPTMAX", Some(self.settings.recipients)),
+            ("RCPTDOMAINMAX", self.settings.recipient_domains),
+        ];
+        let said = limits.iter().filter_map(|(name, limit)| limit.map(|limit| format!(" {name}={limit}")));
+        format!("{keyword}{}", said.collect::<String>())
     }
 }
