@@ -24,4 +24,5 @@ mod program;
 pub use host::Host;
 pub use port::Port;
 pub use ports::Ports;
+pub use postern_sandbox::Endpoint;
 pub use program::{Handles, Program, StartError, run};

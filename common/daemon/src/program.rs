@@ -11,7 +11,7 @@ use mio::{Events, Poll, Token, Waker};
 use postern_event::{Event, Level, Log};
 use postern_ipc::supervise::{FromChild, Handle, ToChild};
 use postern_ipc::{Link, LinkError, MAX_CONFIG, Peer, Role, blocking, decode_config};
-use postern_sandbox::Confinement;
+use postern_sandbox::{Confinement, Endpoint};
 use serde::de::DeserializeOwned;
 
 use crate::host::Host;
@@ -45,6 +45,12 @@ pub trait Program: Sized {
 
     /// Directories of the configuration that it works in, beyond those handed to it.
     fn writable(config: &Self::Config) -> Vec<PathBuf> {
+        let _ = config;
+        Vec::new()
+    }
+
+    /// Servers of the configuration that it connects to itself; the sandbox lets it.
+    fn reachable(config: &Self::Config) -> Vec<Endpoint> {
         let _ = config;
         Vec::new()
     }
@@ -158,9 +164,10 @@ fn serve<P: Program>(mut control: Control) -> Result<(), End> {
         let config: P::Config = read_config(config)?;
         let (readable, writable) = (P::readable(&config), P::writable(&config));
         let directories = handles.iter().map(|(handle, fd)| (handle.clone(), fd.as_fd())).collect();
+        let reachable = P::reachable(&config);
+        let confinement = Confinement { role: me.role, identity, readable, writable, reachable, directories };
         let report =
-            postern_sandbox::enter(&Confinement { role: me.role, identity, readable, writable, directories })
-                .map_err(|e| format!("cannot enter the sandbox: {e}"))?;
+            postern_sandbox::enter(&confinement).map_err(|e| format!("cannot enter the sandbox: {e}"))?;
         let (landlock, seccomp, user) = (&*report.landlock, &*report.seccomp, &*report.user);
         log.emit(&Event::Sandboxed { landlock, seccomp, user });
         let poll = Poll::new().map_err(|e| format!("event loop: {e}"))?;

@@ -76,7 +76,7 @@ pub struct Attempt<'a> {
 
 /// The names of all events, for the test that keeps `docs/events.md` complete: add a new variant's here.
 #[cfg(test)]
-pub(crate) const NAMES: [&str; 25] = [
+pub(crate) const NAMES: [&str; 28] = [
     "started",
     "listening",
     "ready",
@@ -90,8 +90,11 @@ pub(crate) const NAMES: [&str; 25] = [
     "connect",
     "disconnect",
     "reject",
+    "policy",
     "accepted",
     "spool-refused",
+    "limit-exceeded",
+    "overload",
     "active",
     "picked-up",
     "bounce-queued",
@@ -216,6 +219,33 @@ pub enum Event<'a> {
         /// `SMTP`, `ESMTP`, …
         proto: &'a str,
     },
+    /// A rule did something: `NOQUEUE: hold: RCPT from name[ip]: rule 3 (line 41): text; from=<…> to=<…>
+    /// proto=ESMTP helo=<…> session=…`; of a refusal or an acceptance `session: policy: reject: …`, since a
+    /// refusal has a line of its own too.
+    Policy {
+        /// The session.
+        session: SessionId,
+        /// Who.
+        client: Client<'a>,
+        /// `client`, `helo`, `from`, `rcpt`, `data`.
+        stage: &'a str,
+        /// `accept`, `reject`, `defer`, `hold`, `redirect`, `tag`, `discard`, `warn`.
+        action: &'a str,
+        /// Its place among the rules, from 1.
+        rule: u32,
+        /// Its line in the configuration.
+        line: u32,
+        /// What exactly.
+        text: &'a str,
+        /// Reverse-path, when it is known.
+        from: Option<&'a ReversePath>,
+        /// The recipient it is about.
+        to: Option<&'a str>,
+        /// What the client calls itself.
+        helo: Option<&'a str>,
+        /// `SMTP`, `ESMTP`, `ESMTPS`, …
+        proto: &'a str,
+    },
     /// A message is on stable storage and its 250 on the way: `ID: client=…, session=…, from=<…>, size=…, nrcpt=…, message-id=<…>`.
     Accepted {
         /// The message.
@@ -241,6 +271,31 @@ pub enum Event<'a> {
         id: QueueId,
         /// What the kernel said.
         error: &'a str,
+    },
+
+    /// A client reached a limit: `warning: Connection concurrency limit exceeded: 51 from name[ip] …`.
+    LimitExceeded {
+        /// The session.
+        session: SessionId,
+        /// Who.
+        client: Client<'a>,
+        /// `Connection concurrency`, `Connection rate`, `Message delivery request rate`, …
+        measure: &'a str,
+        /// Whose limit: `client`, `user`, `listener`.
+        scope: &'a str,
+        /// How many there would be.
+        count: u32,
+        /// How many there may be.
+        limit: u32,
+    },
+    /// A worker has nearly as many sessions as it may have, or no longer: its timeouts are shorter meanwhile.
+    Overload {
+        /// Or ends.
+        begins: bool,
+        /// Sessions now.
+        sessions: u64,
+        /// Sessions that there may be.
+        most: u64,
     },
 
     // queue-manager.
@@ -384,8 +439,11 @@ impl Event<'_> {
             Self::Connect { .. } => "connect",
             Self::Disconnect { .. } => "disconnect",
             Self::Reject { .. } => "reject",
+            Self::Policy { .. } => "policy",
             Self::Accepted { .. } => "accepted",
             Self::SpoolRefused { .. } => "spool-refused",
+            Self::LimitExceeded { .. } => "limit-exceeded",
+            Self::Overload { .. } => "overload",
             Self::Active { .. } => "active",
             Self::PickedUp { .. } => "picked-up",
             Self::BounceQueued { .. } => "bounce-queued",
@@ -405,6 +463,7 @@ impl Event<'_> {
             Self::Note { level, .. } => *level,
             Self::Corrupt { .. } | Self::Reloaded { outcome: Err(_) } => Level::Error,
             Self::ProgramDied { .. } | Self::LinkLost { .. } | Self::SpoolRefused { .. } => Level::Warning,
+            Self::LimitExceeded { .. } | Self::Overload { begins: true, .. } => Level::Warning,
             _ => Level::Info,
         }
     }

@@ -69,8 +69,11 @@ pub(crate) fn fields(event: &Event<'_>) -> Fields {
         Event::Connect { .. }
         | Event::Disconnect { .. }
         | Event::Reject { .. }
+        | Event::Policy { .. }
         | Event::Accepted { .. }
-        | Event::SpoolRefused { .. } => session_fields(event),
+        | Event::SpoolRefused { .. }
+        | Event::LimitExceeded { .. }
+        | Event::Overload { .. } => session_fields(event),
         Event::Active { id, from, size, nrcpt } => vec![
             ("id", shown(id)),
             ("from", text(from.as_str())),
@@ -133,12 +136,42 @@ fn session_fields(event: &Event<'_>) -> Fields {
             fields.extend(helo.map(|helo| ("helo", text(helo))));
             fields
         }
+        Event::Policy { session, client, stage, action, rule, line, text: words, from, to, helo, proto } => {
+            let mut fields = vec![("session", shown(session))];
+            push_client(&mut fields, client);
+            fields.extend([
+                ("stage", text(stage)),
+                ("action", text(action)),
+                ("rule", json!(rule)),
+                ("line", json!(line)),
+                ("text", text(words)),
+            ]);
+            fields.extend(from.map(|from| ("from", text(from.as_str()))));
+            fields.extend(to.map(|to| ("to", text(to))));
+            fields.push(("proto", text(proto)));
+            fields.extend(helo.map(|helo| ("helo", text(helo))));
+            fields
+        }
         Event::Accepted { id, session, client, from, size, nrcpt, message_id } => {
             let mut fields = vec![("id", shown(id)), ("session", shown(session))];
             push_client(&mut fields, client);
             fields.extend([("from", text(from.as_str())), ("size", json!(size)), ("nrcpt", json!(nrcpt))]);
             fields.extend(message_id.map(|id| ("message_id", text(bare(id)))));
             fields
+        }
+        Event::LimitExceeded { session, client, measure, scope, count, limit } => {
+            let mut fields = vec![("session", shown(session))];
+            push_client(&mut fields, client);
+            fields.extend([
+                ("measure", text(measure)),
+                ("scope", text(scope)),
+                ("count", json!(count)),
+                ("limit", json!(limit)),
+            ]);
+            fields
+        }
+        Event::Overload { begins, sessions, most } => {
+            vec![("begins", json!(begins)), ("sessions", json!(sessions)), ("most", json!(most))]
         }
         Event::SpoolRefused { session, id, error } => {
             vec![("id", shown(id)), ("session", shown(session)), ("error", text(error))]

@@ -93,6 +93,24 @@ fn samples(things: &Things) -> Vec<(Event<'_>, &'static str)> {
              helo=<mail.example.net> session=00010000002a",
         ),
         (
+            Event::Policy {
+                session,
+                client,
+                stage: "rcpt",
+                action: "redirect",
+                rule: 3,
+                line: 41,
+                text: "to <trap@example.org>",
+                from: Some(from),
+                to: Some("x@example.org"),
+                helo: Some("mail.example.net"),
+                proto: "ESMTP",
+            },
+            "NOQUEUE: redirect: RCPT from mail.example.net[192.0.2.7]: rule 3 (line 41): to \
+             <trap@example.org>; from=<a@example.net> to=<x@example.org> proto=ESMTP \
+             helo=<mail.example.net> session=00010000002a",
+        ),
+        (
             Event::Accepted { id, session, client, from, size: 812, nrcpt: 2, message_id: Some("<m@x>") },
             "0123456789ABC: client=mail.example.net[192.0.2.7], session=00010000002a, \
              from=<a@example.net>, size=812, nrcpt=2, message-id=<m@x>",
@@ -100,6 +118,26 @@ fn samples(things: &Things) -> Vec<(Event<'_>, &'static str)> {
         (
             Event::SpoolRefused { session, id, error: "no space left" },
             "0123456789ABC: warning: spool: no space left, session=00010000002a",
+        ),
+        (
+            Event::LimitExceeded {
+                session,
+                client,
+                measure: "Connection concurrency",
+                scope: "client",
+                count: 51,
+                limit: 50,
+            },
+            "warning: Connection concurrency limit exceeded: 51 from mail.example.net[192.0.2.7]; limit=50 \
+             per=client session=00010000002a",
+        ),
+        (
+            Event::Overload { begins: true, sessions: 80, most: 100 },
+            "warning: overload: 80 sessions of 100: timeouts are shorter, fewer errors are borne",
+        ),
+        (
+            Event::Overload { begins: false, sessions: 69, most: 100 },
+            "overload is over: 69 sessions of 100",
         ),
         (
             Event::Active { id, from, size: 812, nrcpt: 2 },

@@ -38,8 +38,11 @@ fn write(out: &mut String, event: &Event<'_>) -> fmt::Result {
         Event::Connect { .. }
         | Event::Disconnect { .. }
         | Event::Reject { .. }
+        | Event::Policy { .. }
         | Event::Accepted { .. }
-        | Event::SpoolRefused { .. } => session(out, event),
+        | Event::SpoolRefused { .. }
+        | Event::LimitExceeded { .. }
+        | Event::Overload { .. } => session(out, event),
         _ => queue(out, event),
     }
 }
@@ -117,6 +120,39 @@ fn session(out: &mut String, event: &Event<'_>) -> fmt::Result {
             }
             write!(out, " session={session}")
         }
+        Event::Policy { session, client, stage, action, rule, line, text, from, to, helo, proto } => {
+            let stage = match stage {
+                "client" => "CONNECT",
+                "helo" => "HELO",
+                "from" => "MAIL",
+                "rcpt" => "RCPT",
+                _ => "END-OF-MESSAGE",
+            };
+            let client = client.to_string();
+            // In Postfix's words; but a refusal has its own line in those, and is not to be counted twice.
+            match action {
+                "reject" | "defer" | "accept" => write!(out, "{session}: policy: {}", clean(action))?,
+                "tag" => write!(out, "NOQUEUE: prepend")?,
+                _ => write!(out, "NOQUEUE: {}", clean(action))?,
+            }
+            write!(out, ": {stage} from {}: ", clean(&client))?;
+            write!(out, "rule {rule} (line {line})")?;
+            if !text.is_empty() {
+                write!(out, ": {}", clean(text))?;
+            }
+            write!(out, ";")?;
+            if let Some(from) = from {
+                write!(out, " from=<{}>", clean(from.as_str()))?;
+            }
+            if let Some(to) = to {
+                write!(out, " to=<{}>", clean(to))?;
+            }
+            write!(out, " proto={}", clean(proto))?;
+            if let Some(helo) = helo {
+                write!(out, " helo=<{}>", clean(helo))?;
+            }
+            write!(out, " session={session}")
+        }
         Event::Accepted { id, session, client, from, size, nrcpt, message_id } => {
             let client = client.to_string();
             write!(
@@ -130,6 +166,20 @@ fn session(out: &mut String, event: &Event<'_>) -> fmt::Result {
                 "size={size}, nrcpt={nrcpt}, message-id=<{}>",
                 clean(bare(message_id.unwrap_or_default()))
             )
+        }
+        Event::LimitExceeded { session, client, measure, scope, count, limit } => write!(
+            out,
+            "{}{measure} limit exceeded: {count} from {}; limit={limit} per={scope} session={session}",
+            severity(event.level()),
+            clean(&client.to_string())
+        ),
+        Event::Overload { begins: true, sessions, most } => write!(
+            out,
+            "{}overload: {sessions} sessions of {most}: timeouts are shorter, fewer errors are borne",
+            severity(event.level())
+        ),
+        Event::Overload { begins: false, sessions, most } => {
+            write!(out, "overload is over: {sessions} sessions of {most}")
         }
         Event::SpoolRefused { session, id, error } => {
             write!(out, "{id}: {}spool: {}, session={session}", severity(event.level()), clean(error))

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use postern_address::{Domain, Mailbox, ReversePath};
+use postern_config::PolicyServer;
 use serde::{Deserialize, Serialize};
 
 use crate::link::RequestId;
@@ -73,6 +74,13 @@ pub enum Ask {
         /// To whom.
         to: Mailbox,
     },
+    /// What does a policy server say? [`Say::Delegated`].
+    Delegate {
+        /// One that the configuration names in a rule; others are not asked.
+        server: PolicyServer,
+        /// What it is told (SMTPD_POLICY_README), in order.
+        attributes: Vec<(String, String)>,
+    },
 }
 
 /// verify answers, in any order but where [`Ask`] says else.
@@ -93,6 +101,8 @@ pub enum Say {
     Client(ClientFacts),
     /// Whether it may come now.
     Greylist(Greylisted),
+    /// The policy server's action; or why there is none.
+    Delegated(Result<String, String>),
 }
 
 /// What is known about a client, for rules and refusals.
@@ -246,6 +256,17 @@ impl Measure {
             Self::Recipients => "Recipient address rate",
             Self::Errors => "Error rate",
             Self::AuthFailures => "AUTH failure rate",
+        }
+    }
+}
+
+impl Scope {
+    /// As the log says it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::User => "user",
+            Self::Listener => "listener",
         }
     }
 }

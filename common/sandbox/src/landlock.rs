@@ -4,13 +4,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use ::landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd, RestrictionStatus,
-    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
+    RestrictionStatus, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    Scope,
 };
 use postern_ipc::supervise::Handle;
 
 use crate::profile::{Network, Profile, READ_BY_ALL, Spool};
-use crate::{Confinement, Grant, SandboxError, step};
+use crate::{Confinement, Endpoint, Grant, SandboxError, step};
 
 /// The newest rules we know and have tested: older kernels enforce what they know of them.
 const NEWEST: ABI = ABI::V9;
@@ -74,6 +75,17 @@ fn add_all(
         // Which sockets is known only when a job comes: any, where the user it runs as may connect.
         rules = rules.path(Path::new("/"), AccessFs::ResolveUnix.into())?;
     }
+    if profile.network == Network::Named {
+        for server in &confinement.reachable {
+            rules = match server {
+                Endpoint::Tcp(port) => rules.port(*port)?,
+                Endpoint::Unix(path) => match path.parent() {
+                    Some(directory) => rules.path(directory, AccessFs::ResolveUnix.into())?,
+                    None => rules,
+                },
+            };
+        }
+    }
     Ok(rules)
 }
 
@@ -119,7 +131,7 @@ struct Rules(RulesetCreated);
 impl Rules {
     fn new(network: Network) -> Result<Self, RulesetError> {
         let net = match network {
-            Network::None => AccessNet::from_all(NEWEST),
+            Network::None | Network::Named => AccessNet::from_all(NEWEST),
             // Which ports is known only when a job comes.
             Network::Connect | Network::ConnectUnix | Network::Dns => AccessNet::BindTcp.into(),
         };
@@ -129,6 +141,10 @@ impl Rules {
             .scope(Scope::from_all(NEWEST))?
             .create()
             .map(Self)
+    }
+
+    fn port(self, port: u16) -> Result<Self, RulesetError> {
+        self.0.add_rule(NetPort::new(port, AccessNet::ConnectTcp)).map(Self)
     }
 
     /// What does not exist, or cannot even be looked at, needs no rule.

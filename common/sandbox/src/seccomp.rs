@@ -11,9 +11,9 @@ use seccompiler::{
 };
 
 use crate::profile::{Calls, Network, Profile};
-use crate::{SandboxError, step};
+use crate::{Endpoint, SandboxError, step};
 
-pub(crate) fn restrict(profile: &Profile) -> Result<(), SandboxError> {
+pub(crate) fn restrict(profile: &Profile, reachable: &[Endpoint]) -> Result<(), SandboxError> {
     let has = |calls| profile.calls.contains(&calls);
     let mut list = AllowList::default();
     list.calls(EVERYBODY);
@@ -22,7 +22,7 @@ pub(crate) fn restrict(profile: &Profile) -> Result<(), SandboxError> {
     list.memory(has(Calls::LoadLibraries));
     list.opening(has(Calls::WriteFiles));
     list.cloning(has(Calls::Workers));
-    list.sockets(profile.network);
+    list.sockets(profile.network, reachable);
     list.signals(!has(Calls::Workers));
     let groups = [
         (Calls::Accept, ACCEPT),
@@ -240,14 +240,28 @@ impl AllowList {
         self.calls(&[libc::SYS_clone3]);
     }
 
-    fn sockets(&mut self, network: Network) {
+    fn sockets(&mut self, network: Network, reachable: &[Endpoint]) {
+        let has_unix = reachable.iter().any(|server| matches!(server, Endpoint::Unix(_)));
+        let has_tcp = reachable.iter().any(|server| matches!(server, Endpoint::Tcp(_)));
         let families: &[libc::c_int] = match network {
             Network::None => return,
+            Network::Named => match (has_tcp, has_unix) {
+                (false, false) => return,
+                (true, false) => &[libc::AF_INET, libc::AF_INET6],
+                (false, true) => &[libc::AF_UNIX],
+                (true, true) => &[libc::AF_INET, libc::AF_INET6, libc::AF_UNIX],
+            },
             Network::Connect | Network::Dns => &[libc::AF_INET, libc::AF_INET6],
             Network::ConnectUnix => &[libc::AF_INET, libc::AF_INET6, libc::AF_UNIX],
         };
         for &family in families {
-            self.call_when(libc::SYS_socket, &[When(0, SeccompCmpOp::Eq, family as u64)]);
+            let family = When(0, SeccompCmpOp::Eq, family as u64);
+            // Landlock knows the ports of TCP and no other: of the named servers, nothing but streams.
+            let stream = When(1, masked(0xf), libc::SOCK_STREAM as u64);
+            match network {
+                Network::Named => self.call_when(libc::SYS_socket, &[family, stream]),
+                _ => self.call_when(libc::SYS_socket, &[family]),
+            }
         }
         self.calls(&[libc::SYS_connect]);
         if network == Network::Dns {

@@ -23,7 +23,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User, chown, setgroups, setresgid, setresuid};
 use postern_ipc::Role;
 use postern_ipc::supervise::{Attempt, Handle, Identity};
-use postern_sandbox::{Confinement, Grant, attempt, become_user, confine_worker, enter};
+use postern_sandbox::{Confinement, Endpoint, Grant, attempt, become_user, confine_worker, enter};
 
 const NOBODY: u32 = 65_534;
 const SPOOL: [&str; 5] = ["tmp", "new", "cur", "drop", "corrupt"];
@@ -53,7 +53,8 @@ fn parent() -> ExitCode {
     for role in Role::CHILDREN {
         let modes: &[&str] =
             if root { &["rooted", "nobody", "old-kernel"] } else { &["caller", "old-kernel"] };
-        for mode in modes {
+        let named = (role == Role::Verify).then_some(&"named");
+        for mode in modes.iter().chain(named) {
             let directory = prepare(root);
             let _unix = UnixListener::bind(directory.path().join("socket")).unwrap();
             fs::set_permissions(directory.path().join("socket"), Permissions::from_mode(0o777)).unwrap();
@@ -168,12 +169,19 @@ impl Child {
         let uid = if self.role == Role::DeliveryLocal { 0 } else { NOBODY };
         let identity = Identity { uid, gid: uid, groups: vec![] };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let rooted = self.mode == "rooted" || (self.mode == "named" && Uid::effective().is_root());
         let report = enter(&Confinement {
             role: self.role,
-            identity: (self.mode == "rooted").then_some(identity),
+            identity: rooted.then_some(identity),
             readable: vec![self.directory.join("table"), self.directory.join("missing")],
             writable: match self.role {
                 Role::DeliveryLocal => vec![self.directory.join("mail")],
+                _ => Vec::new(),
+            },
+            reachable: match self.mode.as_str() {
+                "named" => {
+                    vec![Endpoint::Tcp(self.tcp.port()), Endpoint::Unix(self.directory.join("socket"))]
+                }
                 _ => Vec::new(),
             },
             directories: self.spool.iter().map(|(handle, fd)| (handle.clone(), fd.as_fd())).collect(),
@@ -185,11 +193,27 @@ impl Child {
             Ok(report) => println!("{report:?}"),
             Err(error) => return self.complaints.push(format!("cannot enter: {error}")),
         }
-        self.must_fail();
+        self.must_fail(&listener);
         self.must_work(&listener);
     }
 
-    fn must_fail(&mut self) {
+    /// Servers that the configuration names, and no others.
+    fn reaches_the_named(&mut self, other: &TcpListener) {
+        if let Err(error) = TcpStream::connect(self.tcp) {
+            self.complaints.push(format!("BROKEN: the named port: {error}"));
+        }
+        if let Err(error) = UnixStream::connect(self.directory.join("socket")) {
+            self.complaints.push(format!("BROKEN: the named socket: {error}"));
+        }
+        if TcpStream::connect(other.local_addr().unwrap()).is_ok() {
+            self.complaints.push("HOLE: another port".into());
+        }
+        if UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).is_ok() {
+            self.complaints.push("HOLE: UDP".into());
+        }
+    }
+
+    fn must_fail(&mut self, listener: &TcpListener) {
         let path = |name: &str| self.directory.join(name).display().to_string();
         let mut attempts = vec![
             Attempt::Read("/etc/shadow".into()),
@@ -208,13 +232,16 @@ impl Child {
         if self.role == Role::QueueManager {
             attempts.retain(|a| *a != Attempt::Read(path("new/queued")));
         }
-        if !matches!(self.role, Role::DeliveryRemote | Role::Lmtp | Role::Resolver) {
+        if self.mode == "named" {
+            self.reaches_the_named(listener);
+        } else if !matches!(self.role, Role::DeliveryRemote | Role::Lmtp | Role::Resolver) {
             attempts.extend([Attempt::Connect(self.tcp), Attempt::InternetSocket]);
         }
         if self.mode == "old-kernel" {
             // Ownership and seccomp remain; everything here is one user's.
             attempts.retain(|a| !matches!(a, Attempt::Read(path) if !path.starts_with("/etc")));
-            let writes = matches!(self.role, Role::Smtpd | Role::QueueManager | Role::DeliveryLocal);
+            let writes =
+                matches!(self.role, Role::Smtpd | Role::QueueManager | Role::DeliveryLocal | Role::Verify);
             attempts.retain(|a| !matches!(a, Attempt::Create(_)) || !writes);
         }
         for tried in attempts {
@@ -227,7 +254,8 @@ impl Child {
         if TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).is_ok() {
             self.complaints.push("HOLE: listens".into());
         }
-        if UnixStream::connect(self.directory.join("socket")).is_ok() && self.role != Role::Lmtp {
+        let may = self.role == Role::Lmtp || self.mode == "named";
+        if UnixStream::connect(self.directory.join("socket")).is_ok() && !may {
             self.complaints.push("HOLE: connects to a Unix socket".into());
         }
         // To itself it may: abort is made of that. (This signal is ignored.)

@@ -131,9 +131,7 @@ impl<A: Clone> Delegation<A> {
 
     /// Whether an event is for one of the connections; then it was dealt with.
     pub fn ready(&mut self, host: &Host, token: Token) -> bool {
-        let of = |server: &Server<A>| {
-            token.0.checked_sub(server.first_token).filter(|n| *n < CONNECTIONS)
-        };
+        let of = |server: &Server<A>| token.0.checked_sub(server.first_token).filter(|n| *n < CONNECTIONS);
         let Some((place, slot)) =
             self.servers.iter().enumerate().find_map(|(place, server)| Some((place, of(server)?)))
         else {
@@ -271,7 +269,11 @@ impl<A: Clone> Delegation<A> {
         let server = &mut self.servers[place];
         if farewell {
             // The others are as old: the job gets a new one.
-            server.conversations.iter_mut().filter(|c| c.as_ref().is_some_and(|c| c.job.is_none())).for_each(|c| *c = None);
+            server
+                .conversations
+                .iter_mut()
+                .filter(|c| c.as_ref().is_some_and(|c| c.job.is_none()))
+                .for_each(|c| *c = None);
             server.waiting.push_front(job);
         } else if !job.tried && host.now() + RETRY < job.deadline {
             (job.tried, job.not_before) = (true, Some(host.now() + RETRY));
@@ -308,7 +310,9 @@ impl<A> Conversation<A> {
             }
             match decode(&self.answer) {
                 Ok(Some(action)) => return Turn::Answered(action),
-                Ok(None) if self.answer.len() > ANSWER_MAX => return Turn::Broken("its answer has no end".into()),
+                Ok(None) if self.answer.len() > ANSWER_MAX => {
+                    return Turn::Broken("its answer has no end".into());
+                }
                 Ok(None) => {}
                 Err(why) => return Turn::Broken(why),
             }
@@ -350,7 +354,15 @@ fn connect<A>(host: &Host, server: &PolicyServer, token: Token) -> io::Result<Co
         }
     };
     let now = host.now();
-    Ok(Conversation { stream, job: None, sent: 0, answer: Vec::new(), used: false, opened: now, idle_since: now })
+    Ok(Conversation {
+        stream,
+        job: None,
+        sent: 0,
+        answer: Vec::new(),
+        used: false,
+        opened: now,
+        idle_since: now,
+    })
 }
 
 /// A request. Values come from the network in part: no value ends its line.
@@ -385,12 +397,16 @@ fn whole(lines: &[u8], is_all: bool) -> Result<Option<String>, String> {
         return Err("it says more than one answer".into());
     }
     let text = String::from_utf8_lossy(lines);
-    let mut actions = text.lines().filter_map(|line| line.split_once('=')).filter(|(name, _)| name.trim() == "action");
+    let mut actions =
+        text.lines().filter_map(|line| line.split_once('=')).filter(|(name, _)| name.trim() == "action");
     match (actions.next(), actions.next()) {
         (Some((_, action)), None) => {
             Ok(Some(action.trim().replace(|c: char| c.is_control(), "?").chars().take(1000).collect()))
         }
-        (None, _) => Err(format!("there is no action in its answer `{}`", text.escape_debug().take(100).collect::<String>())),
+        (None, _) => Err(format!(
+            "there is no action in its answer `{}`",
+            text.escape_debug().take(100).collect::<String>()
+        )),
         (Some(_), Some(_)) => Err("it says two actions".into()),
     }
 }

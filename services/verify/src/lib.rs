@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod clients;
+pub mod delegation;
 pub mod greylist;
 pub mod leases;
 pub mod listing;
@@ -41,14 +42,15 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use mio::Token;
-use postern_config::VerifyPart;
-use postern_daemon::{Handles, Host, Port, Ports, Program, StartError};
+use postern_config::{PolicyServer, VerifyPart};
+use postern_daemon::{Endpoint, Handles, Host, Port, Ports, Program, StartError};
 use postern_event::Level;
 use postern_ipc::smtpd_verify::{Answer, Ask, ClientFacts, Question, Say};
 use postern_ipc::supervise::Handle;
 use postern_ipc::{Peer, RequestId, Role, resolve};
 
 use crate::clients::Seen;
+use crate::delegation::Delegation;
 use crate::leases::Leases;
 use crate::listing::Listing;
 use crate::naming::Naming;
@@ -64,6 +66,9 @@ pub struct Verify {
     waiting: Waiting<Asker>,
     leases: Leases<Asker>,
     seen: Seen,
+    policy: Delegation<Asker>,
+    /// Those that the sandbox lets us reach.
+    reachable: Vec<PolicyServer>,
     /// Seconds are counted from here, for the leases.
     begun: Instant,
     stopping: bool,
@@ -80,6 +85,15 @@ impl Program for Verify {
     const ROLE: Role = Role::Verify;
     type Config = VerifyPart;
 
+    /// The policy servers alone.
+    fn reachable(config: &VerifyPart) -> Vec<Endpoint> {
+        let endpoint = |server: &PolicyServer| match server {
+            PolicyServer::Inet(address) => Endpoint::Tcp(address.port()),
+            PolicyServer::Unix(path) => Endpoint::Unix(path.clone()),
+        };
+        config.servers.iter().map(endpoint).collect()
+    }
+
     fn start(host: &mut Host, config: VerifyPart, handles: Handles) -> Result<Self, StartError> {
         let resolver = Port::new(host, Peer::only(Role::Resolver));
         let mut program = Self {
@@ -90,6 +104,8 @@ impl Program for Verify {
             waiting: Waiting::new(),
             leases: Leases::new(config.limits),
             seen: Seen::new(config.greylist),
+            policy: Delegation::new(host, &config.servers),
+            reachable: config.servers,
             begun: host.now(),
             stopping: false,
             asked: 0,
@@ -126,6 +142,8 @@ impl Program for Verify {
             self.hear_resolver(host);
         } else if let Some(place) = self.askers.ready(host, token) {
             self.hear(host, place);
+        } else if self.policy.ready(host, token) {
+            self.tell_policy(host);
         }
     }
 
@@ -138,11 +156,20 @@ impl Program for Verify {
         while let Some(place) = self.askers.next_lost() {
             self.forget(host, place);
         }
+        self.policy.pass(host);
+        self.tell_policy(host);
         self.seen.write(host);
-        if self.stopping && self.naming.is_empty() && self.listing.is_empty() {
+        if self.stopping && self.naming.is_empty() && self.listing.is_empty() && self.policy.is_idle() {
             host.finish();
         }
-        [self.naming.deadline(), self.listing.deadline()].into_iter().flatten().min()
+        [self.naming.deadline(), self.listing.deadline(), self.policy.deadline()].into_iter().flatten().min()
+    }
+
+    fn prepare(&mut self, _host: &mut Host, config: &VerifyPart) -> Result<(), String> {
+        match config.servers.iter().find(|server| !self.reachable.contains(server)) {
+            Some(server) => Err(format!("the sandbox does not let verify reach {server}: restart Postern")),
+            None => Ok(()),
+        }
     }
 
     fn reload(&mut self, host: &mut Host, config: VerifyPart) {
@@ -150,6 +177,7 @@ impl Program for Verify {
         let early = self.listing.set_lists(config.lists);
         self.listed(host, early);
         self.seen.set(config.greylist);
+        self.policy.replace(host, &config.servers);
     }
 
     fn stop(&mut self, _host: &mut Host) {
@@ -214,6 +242,10 @@ impl Verify {
                 let greylisted = self.seen.ask(client, &from, &to, host.wall());
                 self.say(host, asker, Say::Greylist(greylisted));
             }
+            Ask::Delegate { server, attributes } => {
+                self.policy.ask(host, asker, &server, &attributes);
+                self.tell_policy(host);
+            }
         }
     }
 
@@ -260,6 +292,7 @@ impl Verify {
         self.naming.forget(gone);
         self.listing.forget(gone);
         self.waiting.forget(gone);
+        self.policy.forget(gone);
         self.leases.forget(host.now().saturating_duration_since(self.begun).as_secs(), gone);
     }
 
@@ -302,6 +335,16 @@ impl Verify {
     fn known(&mut self, host: &mut Host, asker: Asker, facts: Option<ClientFacts>) {
         if let Some(facts) = facts {
             self.say(host, asker, Say::Client(facts));
+        }
+    }
+
+    /// What policy servers answered goes to those who asked.
+    fn tell_policy(&mut self, host: &mut Host) {
+        for (asker, said) in self.policy.take_done() {
+            if let Err(why) = &said {
+                host.note(Level::Warning, &format!("a policy server: {why}"));
+            }
+            self.say(host, asker, Say::Delegated(said));
         }
     }
 
