@@ -1,6 +1,7 @@
 //! What becomes of a message beside the replies.
 
 use postern_address::Mailbox;
+use postern_spool::Envelope;
 
 /// The sum of what rules did that did not decide.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +30,21 @@ impl Effects {
             if self.tags.len() < TAGS_MAX && !self.tags.contains(&tag) {
                 self.tags.push(tag);
             }
+        }
+    }
+
+    /// Does it to a message on its way to the spool.
+    pub(crate) fn apply(self, envelope: &mut Envelope, prepend: &mut Vec<u8>) {
+        if !self.tags.is_empty() {
+            let mut lines = self.lines();
+            lines.append(prepend);
+            *prepend = lines;
+        }
+        envelope.options.held |= self.held;
+        if let Some(to) = self.redirect {
+            envelope.recipients = vec![to];
+            // What was asked for others is nothing to this one.
+            envelope.options.recipients.clear();
         }
     }
 

@@ -339,7 +339,8 @@ impl Evaluation {
             Test::Table { table, key } => match heard {
                 Some(Heard::Table(Ok(Some((key, value))))) => {
                     let because = words(&|| format!("`{key}` has the value `{value}`"));
-                    let holds = !access::is_dunno(&value);
+                    // A list of keys without values is a table too.
+                    let holds = value.trim().is_empty() || !access::is_dunno(&value);
                     self.said = Some(value);
                     (Known(holds), because)
                 }

@@ -10,3 +10,4 @@ pub(crate) mod effects;
 pub(crate) mod engine;
 pub(crate) mod facts;
 pub(crate) mod keys;
+pub(crate) mod shell;
