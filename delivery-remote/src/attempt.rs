@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use postern_event::{Attempt as Line, Event, Status};
 use postern_ipc::queue_agent::{Destination, Job, Outcome, Report, Target};
-use postern_smtp::Reply;
-use postern_smtp::client::{self, Transaction, Verdict};
-use postern_spool::{BodyType, Timestamp};
+use postern_smtp::client::{self, Extensions, Form, Transaction, Verdict};
+use postern_smtp::parameters::{Body, DeliverBy, MailParameters};
+use postern_smtp::{EnhancedCode, Reply};
+use postern_spool::{BodyType, Options, Timestamp};
 
 use crate::content::Source;
 use crate::routing::{Refusal, Route};
@@ -23,6 +24,8 @@ pub(crate) struct Attempt {
     pub(crate) source: Source,
     /// A transaction was begun on a connection: it may run to its end while the program stops.
     pub(crate) in_transaction: bool,
+    /// The server of the transaction offers DSN, and was told what the sender wants to hear.
+    passes: bool,
     letter: Letter,
     clock: Clock,
     recipients: Recipients,
@@ -36,7 +39,8 @@ pub(crate) struct Attempt {
 struct Letter {
     queue_id: postern_spool::QueueId,
     reverse_path: postern_address::ReversePath,
-    eight_bit: bool,
+    body: Body,
+    options: Options,
 }
 
 /// The moments that `delays=` is made of.
@@ -98,14 +102,20 @@ impl Clock {
 
 impl Attempt {
     pub(crate) fn new(job: Job, clock: Clock, route: Route, source: Source) -> Self {
-        let eight_bit = job.body == BodyType::EightBit;
-        let letter = Letter { queue_id: job.queue_id, reverse_path: job.reverse_path, eight_bit };
+        let body = match job.body {
+            BodyType::SevenBit => Body::SevenBit,
+            BodyType::EightBit => Body::EightBit,
+            BodyType::Binary => Body::Binary,
+        };
+        let (reverse_path, options) = (job.reverse_path, job.options);
+        let letter = Letter { queue_id: job.queue_id, reverse_path, body, options };
         Self {
             job: job.job,
             destination: job.destination,
             route,
             source,
             in_transaction: false,
+            passes: false,
             letter,
             clock,
             recipients: Recipients::new(job.recipients),
@@ -114,19 +124,66 @@ impl Attempt {
         }
     }
 
-    /// A session is open: what to send over it.
-    pub(crate) fn transaction(&mut self, now: Instant) -> Transaction {
+    /// A session is open: what to send over it, or why this message cannot go to such a server.
+    pub(crate) fn transaction(
+        &mut self,
+        extensions: &Extensions,
+        wall: Timestamp,
+        now: Instant,
+    ) -> Result<Transaction, Reply> {
         self.clock.connected = Some(now);
         self.in_transaction = true;
-        self.source.rewind();
+        self.passes = extensions.dsn;
         self.current = self.recipients.remaining();
-        let recipient = |place: &usize| self.recipients.get(*place).map(|target| target.recipient.clone());
-        Transaction {
+        let (body, smtputf8) = self.form(extensions)?;
+        let options = &self.letter.options;
+        let by = options.deliver_by.map(|deadline| {
+            // What is left of it, downwards: it must not grow on the way.
+            let left = i128::from(deadline.at.0) - i128::from(wall.0);
+            let seconds = i64::try_from(left.div_euclid(1000)).unwrap_or(i64::MAX);
+            DeliverBy { seconds, mode: deadline.mode, trace: deadline.trace }
+        });
+        let parameters = MailParameters {
+            size: None,
+            body,
+            smtputf8,
+            ret: options.ret,
+            envid: options.envid.clone(),
+            by,
+            hold: None,
+            priority: Some(options.priority),
+        };
+        let targets = || self.current.iter().filter_map(|place| self.recipients.get(*place));
+        Ok(Transaction {
             reverse_path: self.letter.reverse_path.clone(),
-            recipients: self.current.iter().filter_map(recipient).collect(),
+            recipients: targets().map(|target| target.recipient.clone()).collect(),
             size: self.source.size(),
-            eight_bit: self.letter.eight_bit,
+            parameters,
+            said: targets().map(|target| target.parameters.clone()).collect(),
+        })
+    }
+
+    /// Makes the content ready for a server: in which octets it goes, and whether it needs SMTPUTF8.
+    fn form(&mut self, extensions: &Extensions) -> Result<(Body, bool), Reply> {
+        let (body, smtputf8) = (self.letter.body, self.letter.options.smtputf8);
+        let form = Form::of(body, extensions);
+        let odd = form == Form::SevenBit && body == Body::Binary;
+        let maybe_ascii = smtputf8 && !extensions.utf8;
+        if !odd && !maybe_ascii {
+            self.source.rewind(form == Form::SevenBit);
+            return Ok((if form == Form::SevenBit { Body::SevenBit } else { body }, smtputf8));
         }
+        let unreadable = |_| Reply::new(451, EnhancedCode::new(4, 3, 0), "cannot read the message's content");
+        let header = self.source.header().map_err(unreadable)?;
+        if odd && !postern_message::is_mime(&header) {
+            let text =
+                "the server does not offer BINARYMIME, and what is no MIME message cannot be converted";
+            return Err(Reply::new(554, EnhancedCode::new(5, 6, 3), text));
+        }
+        self.source.rewind(form == Form::SevenBit);
+        // Asked for and not needed: addresses are looked at by the client (RFC 6531 §3.2).
+        let needed = smtputf8 && !(maybe_ascii && header.is_ascii());
+        Ok((if form == Form::SevenBit { Body::SevenBit } else { body }, needed))
     }
 
     /// The session is gone; another is to be found.
@@ -202,7 +259,12 @@ impl Attempt {
             reply: &report.reply,
         }));
         let outcome = match verdict {
-            Verdict::Delivered => Outcome::Delivered(report),
+            Verdict::Delivered if self.passes => Outcome::Passed(report),
+            // An LMTP server delivers.
+            Verdict::Delivered if matches!(self.destination, Destination::Lmtp(_)) => {
+                Outcome::Delivered(report)
+            }
+            Verdict::Delivered => Outcome::Relayed(report),
             Verdict::Deferred => Outcome::Deferred(report),
             Verdict::Failed => Outcome::Failed(report),
         };
@@ -235,7 +297,6 @@ fn brief(mut reply: Reply) -> Reply {
 mod tests {
     use postern_address::{Domain, Mailbox, ReversePath};
     use postern_ipc::queue_agent::{Content, FromAgent, Nexthop, RECIPIENTS_MAX};
-    use postern_smtp::EnhancedCode;
     use postern_spool::QueueId;
     use proptest::prelude::*;
 
@@ -286,7 +347,7 @@ mod tests {
         let mut attempt = attempt(1, begun);
         let after = |ms| begun + std::time::Duration::from_millis(ms);
         assert_eq!(attempt.clock.delays(after(40)), [500, 200, 40, 0]);
-        attempt.transaction(after(30));
+        attempt.transaction(&Extensions::default(), Timestamp(1_800), after(30)).unwrap();
         assert_eq!(attempt.clock.delays(after(100)), [500, 200, 30, 70]);
     }
 
@@ -319,7 +380,7 @@ mod tests {
                 let verdict = [Verdict::Delivered, Verdict::Deferred, Verdict::Failed][what % 3];
                 match what {
                     0..=6 => attempt.told(index, outcome(verdict, "x"), "r", now, &mut |_| lines += 1),
-                    7 => drop(attempt.transaction(now)),
+                    7 => drop(attempt.transaction(&Extensions::default(), Timestamp(1_800), now)),
                     8 => attempt.disconnected(),
                     _ => results.extend(attempt.take_results()),
                 }

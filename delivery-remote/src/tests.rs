@@ -33,7 +33,7 @@ fn an_address_that_did_not_answer_is_tried_last_for_a_while() {
         }
         rig.send(job(number, host(name), &["a@b.test"]), None);
         rig.answer(addresses());
-        assert!(matches!(rig.results(number)[..], [Outcome::Delivered(_)]));
+        assert!(matches!(rig.results(number)[..], [Outcome::Relayed(_)]));
         assert_eq!(rig.counter("connections") - before, connections, "{name}");
         // The server serves one connection after the other.
         rig.until(|rig| (rig.counter("connections_now") == 0).then_some(()));
@@ -46,7 +46,7 @@ fn one_connection_serves_several_messages() {
     let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.idle_timeout = Duration::from_millis(300));
     rig.send(job(1, smtp(address), &["yes@b.test", "no@b.test", "later@b.test"]), None);
     let results = rig.results(1);
-    assert!(matches!(&results[0], Outcome::Delivered(report) if report.remote));
+    assert!(matches!(&results[0], Outcome::Relayed(report) if report.remote));
     assert!(matches!(&results[1], Outcome::Failed(report) if report.reply.to_string() == "550 5.1.1 who?"));
     assert!(
         matches!(&results[2], Outcome::Deferred(report) if report.reply.to_string() == "450 4.0.0 not now")
@@ -54,7 +54,7 @@ fn one_connection_serves_several_messages() {
     let relay = format!("127.0.0.1[127.0.0.1]:{}", address.port());
     assert_eq!(results[0].report().relay.as_deref(), Some(&*relay));
     rig.send(job(2, smtp(address), &["yes@b.test"]), None);
-    assert!(matches!(rig.results(2)[..], [Outcome::Delivered(_)]));
+    assert!(matches!(rig.results(2)[..], [Outcome::Relayed(_)]));
     assert_eq!((rig.counter("connections"), rig.counter("connections_reused")), (1, 1));
     // Nothing more comes: it says good-bye.
     rig.until(|rig| (rig.counter("connections_now") == 0).then_some(()));
@@ -91,7 +91,7 @@ fn a_kept_connection_that_went_stale_is_replaced() {
     });
     for number in [2, 3] {
         rig.send(job(number, smtp(address), &["yes@b.test"]), None);
-        assert!(matches!(rig.results(number)[..], [Outcome::Delivered(_)]));
+        assert!(matches!(rig.results(number)[..], [Outcome::Relayed(_)]));
     }
     assert_eq!(lines(&seen).iter().filter(|line| line.starts_with("EHLO")).count(), 2);
 }
@@ -150,7 +150,7 @@ fn the_next_address_is_tried() {
     let results = rig.results(1);
     let relay = format!("mx.test[127.0.0.1]:{}", address.port());
     assert_eq!(results[0].report().relay.as_deref(), Some(&*relay));
-    assert!(matches!(results[0], Outcome::Delivered(_)));
+    assert!(matches!(results[0], Outcome::Relayed(_)));
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn a_large_file_arrives_as_it_is() {
     let content = Content::File { prepend: b"Trace: x\r\n".to_vec(), offset: 6, length: body.len() as u64 };
     let job = Job { content, ..job(1, smtp(address), &["a@b.test"]) };
     rig.send(job.clone(), Some(file.try_clone().unwrap().into()));
-    assert!(matches!(rig.results(1)[..], [Outcome::Delivered(_)]));
+    assert!(matches!(rig.results(1)[..], [Outcome::Relayed(_)]));
     let content =
         seen.iter().find_map(|seen| if let Seen::Content(content) = seen { Some(content) } else { None });
     let content = content.unwrap();
@@ -258,7 +258,7 @@ fn a_new_queue_manager_begins_anew() {
     let (address, _seen) = server(1, usual);
     // The new one counts from 1 again.
     rig.send(job(1, smtp(address), &["a@b.test"]), None);
-    assert!(matches!(rig.results(1)[..], [Outcome::Delivered(_)]));
+    assert!(matches!(rig.results(1)[..], [Outcome::Relayed(_)]));
     assert_eq!(rig.heard, [FromAgent::Ready { jobs: 7 }]);
 }
 
@@ -308,7 +308,7 @@ fn stopping_finishes_what_is_under_way() {
     assert!(matches!(rig.results(4)[..], [Outcome::Deferred(_)]));
     assert!(!rig.host.is_finished());
     open.send(()).unwrap();
-    assert!(matches!(rig.results(3)[..], [Outcome::Delivered(_)]));
+    assert!(matches!(rig.results(3)[..], [Outcome::Relayed(_)]));
     rig.until(|rig| rig.host.is_finished().then_some(()));
     assert_eq!(idle_seen.iter().filter(|seen| *seen == Seen::Line("QUIT".into())).count(), 1);
 }

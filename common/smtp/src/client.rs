@@ -10,12 +10,12 @@
 //! a multi-line reply of several codes) ends the connection with a deferral.
 //!
 //! BUGS
-//!     Content with octets above 127 is sent as it is to a server without 8BITMIME, as most of the
-//!     field does; RFC 6152 §3 would have it encoded or returned.
+//!     MAIL is sent with SIZE of the content as it is, also where it is converted on the way.
 
 mod extensions;
 mod machine;
 mod outcome;
+mod parameters;
 mod replies;
 mod stuffing;
 #[cfg(test)]
@@ -27,4 +27,4 @@ pub use machine::{Client, Event, Protocol, Waiting};
 pub use outcome::{Outcome, Verdict, enhanced_for};
 pub use replies::{ReplyError, ReplyParser};
 pub use stuffing::Stuffer;
-pub use transaction::Transaction;
+pub use transaction::{Form, Transaction};

@@ -11,7 +11,7 @@ use postern_smtp::{EnhancedCode, Reply};
 
 use super::{Agent, local_fault};
 use crate::connection::{Connection, NotOpened, TURN, Turn};
-use crate::routing::{Candidate, Endpoint};
+use crate::routing::{Candidate, Endpoint, Refusal};
 
 /// Messages over one connection; then a new one, perhaps to another of the destination's servers.
 const TRANSACTIONS_MAX: u32 = 100;
@@ -73,7 +73,12 @@ impl Agent {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let Some(attempt) = connection.job.and_then(|job| self.attempts.get_mut(&job)) else { return };
         connection.transactions += 1;
-        if connection.client.begin(attempt.transaction(host.now())).is_err() {
+        let transaction = attempt.transaction(&connection.client.extensions(), host.wall(), host.now());
+        let transaction = match transaction {
+            Ok(transaction) => transaction,
+            Err(reply) => return self.unsuitable(host, token, reply),
+        };
+        if connection.client.begin(transaction).is_err() {
             // It was idle or said Ready a moment ago. Nothing was sent: the job goes another way.
             let reply = Reply::new(451, EnhancedCode::new(4, 4, 2), "lost connection before a transaction");
             attempt.disconnected();
@@ -82,6 +87,22 @@ impl Agent {
             self.close(host, token);
             job.into_iter().for_each(|job| self.advance(host, job));
         }
+    }
+
+    /// The message of a connection's job cannot go to its server. Another would be asked in vain: who offers less
+    /// than a message needs is found at every attempt (RFC 6531 §3.5 and RFC 3030 §4 have it returned).
+    fn unsuitable(&mut self, host: &mut Host, token: Token, reply: Reply) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let refusal = Refusal {
+            permanent: !reply.is_transient(),
+            reply,
+            remote: false,
+            destination_down: false,
+            relay: Some(connection.relay.clone()),
+        };
+        let job = connection.job.take();
+        job.into_iter().for_each(|job| self.give_up(host, job, &refusal));
+        self.keep(host, token);
     }
 
     /// Moves a connection on as far as it goes for now.

@@ -17,6 +17,16 @@ pub struct Extensions {
     pub enhanced_codes: bool,
     /// SMTPUTF8 (RFC 6531).
     pub utf8: bool,
+    /// DSN (RFC 3461).
+    pub dsn: bool,
+    /// CHUNKING (RFC 3030).
+    pub chunking: bool,
+    /// BINARYMIME (RFC 3030).
+    pub binary: bool,
+    /// DELIVERBY (RFC 2852): the shortest time taken, seconds; 0 when the server does not say.
+    pub deliver_by: Option<i64>,
+    /// MT-PRIORITY (RFC 6710).
+    pub priority: bool,
 }
 
 impl Extensions {
@@ -31,6 +41,13 @@ impl Extensions {
                 "8BITMIME" => found.eight_bit = true,
                 "ENHANCEDSTATUSCODES" => found.enhanced_codes = true,
                 "SMTPUTF8" => found.utf8 = true,
+                "DSN" => found.dsn = true,
+                "CHUNKING" => found.chunking = true,
+                "BINARYMIME" => found.binary = true,
+                "MT-PRIORITY" => found.priority = true,
+                "DELIVERBY" => {
+                    found.deliver_by = Some(words.next().and_then(|n| n.parse().ok()).unwrap_or(0).max(0));
+                }
                 "SIZE" => {
                     found.size = true;
                     // 0 is no fixed limit (RFC 1870).
@@ -54,6 +71,11 @@ mod tests {
         let found = Extensions::from_reply(&reply);
         assert!(found.pipelining && found.eight_bit && found.utf8 && !found.enhanced_codes);
         assert_eq!((found.size, found.size_limit), (true, Some(1000)));
+        let lines = ["mx", "DSN", "chunking", "BINARYMIME", "DELIVERBY 240", "MT-PRIORITY MIXER"];
+        let reply = Reply { lines: lines.map(String::from).to_vec(), ..reply };
+        let found = Extensions::from_reply(&reply);
+        assert!(found.dsn && found.chunking && found.binary && found.priority);
+        assert_eq!(found.deliver_by, Some(240));
         let reply = Reply { lines: vec!["mx".into(), "SIZE 0".into()], ..reply };
         assert_eq!(Extensions::from_reply(&reply).size_limit, None);
     }

@@ -167,7 +167,8 @@ impl Client {
         if self.state != State::Idle || transaction.recipients.is_empty() {
             return Err(transaction);
         }
-        let (open, refused) = Open::new(transaction, self.needs_reset, self.extensions);
+        let lmtp = self.protocol == Protocol::Lmtp;
+        let (open, refused) = Open::new(transaction, lmtp, self.needs_reset, self.extensions);
         self.open = Some(open);
         self.state = State::Busy;
         refused.into_iter().for_each(|(index, reply)| self.tell(index, Outcome::local(reply)));
@@ -177,12 +178,23 @@ impl Client {
 
     /// Content can be taken: call [`Client::content`] or [`Client::content_end`].
     pub fn wants_content(&self) -> bool {
-        self.output().len() < CONTENT_AHEAD && self.phase() == Some(Phase::Content)
+        // Of chunks one after the other: a server that refuses one is not sent the rest.
+        let chunk = self.expected.front().is_some_and(|expected| expected.to == Command::Chunk);
+        !chunk && self.output().len() < CONTENT_AHEAD && self.phase() == Some(Phase::Content)
     }
 
     /// The next piece of content. Pieces of at most 32 KiB keep the memory below 200 KiB.
     pub fn content(&mut self, piece: &[u8]) {
         if self.phase() != Some(Phase::Content) {
+            return;
+        }
+        if self.open.as_ref().is_some_and(|open| open.chunks) {
+            if !piece.is_empty() {
+                self.say(&format!("BDAT {}\r\n", piece.len()));
+                self.out.extend_from_slice(piece);
+                self.queued += piece.len() as u64;
+                self.expect(Command::Chunk);
+            }
             return;
         }
         let before = self.output().len();
@@ -197,7 +209,10 @@ impl Client {
     pub fn content_end(&mut self) {
         let Some(open) = self.open.as_mut().filter(|open| open.phase == Phase::Content) else { return };
         let before = self.out.len();
-        open.stuffer.finish(&mut self.out);
+        match open.chunks {
+            true => self.out.extend_from_slice(b"BDAT 0 LAST\r\n"),
+            false => open.stuffer.finish(&mut self.out),
+        }
         self.queued += (self.out.len() - before) as u64;
         open.phase = Phase::Ended;
         let accepted: Vec<usize> = open.pending().collect();
@@ -309,6 +324,17 @@ impl Client {
             Command::Mail => self.mail_answered(reply),
             Command::Recipient(index) => self.recipient_answered(index, reply),
             Command::Data => self.data_answered(reply),
+            Command::Chunks => {}
+            Command::Chunk if reply.code / 100 == 2 => {}
+            Command::Chunk if reply.code / 100 == 3 => self.unexpected(reply),
+            Command::Chunk => {
+                // The rest of it is of no use (RFC 3030 §2).
+                self.needs_reset = true;
+                self.tell_pending(|| Outcome::remote(reply.clone()));
+                if let Some(open) = &mut self.open {
+                    open.phase = Phase::Ended;
+                }
+            }
             Command::End | Command::EndFor(_) if reply.code / 100 == 3 => self.unexpected(reply),
             Command::End => {
                 self.needs_reset = false;
@@ -500,7 +526,8 @@ impl Client {
             (Some(Command::Reset), _) => "sending RSET",
             (Some(Command::Mail), _) => "sending MAIL FROM",
             (Some(Command::Recipient(_)), _) => "sending RCPT TO",
-            (Some(Command::Data), _) => "sending DATA command",
+            (Some(Command::Data | Command::Chunks), _) => "sending DATA command",
+            (Some(Command::Chunk), _) => "sending message body",
             (Some(Command::End | Command::EndFor(_)), _) => {
                 "sending end of data -- message may be sent more than once"
             }
@@ -515,8 +542,16 @@ impl Client {
     fn advance(&mut self) {
         while self.state == State::Busy && (self.extensions.pipelining || self.expected.is_empty()) {
             let Some(open) = &mut self.open else { break };
-            let Some(command) = open.plan.pop_front() else { break };
-            if command == Command::Data && open.pending().next().is_none() {
+            let Some(&command) = open.plan.front() else { break };
+            if command == Command::Chunks && !self.expected.is_empty() {
+                break; // A chunk may only follow what is known to be accepted.
+            }
+            open.plan.pop_front();
+            if matches!(command, Command::Data | Command::Chunks) && open.pending().next().is_none() {
+                continue;
+            }
+            if command == Command::Chunks {
+                open.phase = Phase::Content;
                 continue;
             }
             let line = open.line(command, self.extensions);

@@ -5,7 +5,10 @@ use proptest::prelude::*;
 
 use super::stuffing::tests::decode;
 use super::*;
+use crate::parameters::{Body, MailParameters};
 use crate::reply::{EnhancedCode, Reply};
+
+mod asks;
 
 /// A strict server: reads only what has arrived, answers by a script, and keeps what it was told.
 struct Server {
@@ -23,6 +26,9 @@ struct Server {
     accepted: usize,
     in_content: bool,
     closed: bool,
+    /// The reply to each chunk but the last.
+    chunk: &'static [u8],
+    chunks: Vec<u8>,
 }
 
 const FULL: &[u8] = b"250-mx\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250 8BITMIME\r\n";
@@ -42,6 +48,8 @@ impl Server {
             accepted: 0,
             in_content: false,
             closed: false,
+            chunk: b"250 2.0.0 more\r\n",
+            chunks: Vec::new(),
         }
     }
 
@@ -62,6 +70,25 @@ impl Server {
             let Some(end) = self.heard.windows(2).position(|w| w == b"\r\n") else { break };
             let line = String::from_utf8(self.heard.drain(..end + 2).collect()).unwrap();
             let line = line.trim_end().to_owned();
+            if let Some(chunk) = line.strip_prefix("BDAT ") {
+                let (length, last) = chunk.split_once(' ').map_or((chunk, false), |(n, _)| (n, true));
+                let length: usize = length.parse().unwrap();
+                if self.heard.len() < length {
+                    self.heard.splice(0..0, [line.as_bytes(), b"\r\n"].concat());
+                    break;
+                }
+                self.chunks.extend(self.heard.drain(..length));
+                if last {
+                    self.contents.push(std::mem::take(&mut self.chunks));
+                    let replies = if self.protocol == Protocol::Lmtp { self.accepted } else { 1 };
+                    (0..replies).for_each(|n| out.extend_from_slice(self.end[n % self.end.len()]));
+                    self.accepted = 0;
+                } else {
+                    out.extend_from_slice(self.chunk);
+                }
+                self.commands.push(line);
+                continue;
+            }
             let rcpts = self.commands.iter().filter(|c| c.starts_with("RCPT")).count();
             out.extend_from_slice(match line.split_once([' ', ':']).map_or(&*line, |(verb, _)| verb) {
                 "EHLO" | "LHLO" => self.ehlo,
@@ -137,7 +164,8 @@ fn transaction(recipients: usize) -> Transaction {
         reverse_path: ReversePath::parse("<from@a.test>").unwrap(),
         recipients: (0..recipients).map(|n| Mailbox::parse(&format!("u{n}@b.test")).unwrap()).collect(),
         size: 10,
-        eight_bit: true,
+        parameters: MailParameters { body: Body::EightBit, ..MailParameters::default() },
+        said: Vec::new(),
     }
 }
 

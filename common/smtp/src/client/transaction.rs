@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use postern_address::{Mailbox, ReversePath};
 
 use crate::client::extensions::Extensions;
+use crate::client::parameters;
 use crate::client::stuffing::Stuffer;
+use crate::parameters::{Body, ByMode, MailParameters, RcptParameters};
 use crate::reply::{EnhancedCode, Reply};
 
 /// One message for some recipients.
@@ -17,8 +19,34 @@ pub struct Transaction {
     pub recipients: Vec<Mailbox>,
     /// Octets of the content, for SIZE=.
     pub size: u64,
-    /// The content holds octets above 127: BODY=8BITMIME where it is offered.
-    pub eight_bit: bool,
+    /// What else MAIL is to say, where the server offers it; `size` and `hold` are not looked at. The caller has
+    /// seen to it that content which the server does not take is converted: see [`Transaction::content`].
+    pub parameters: MailParameters,
+    /// What RCPT is to say, where the server offers DSN: by their places; none for those missing.
+    pub said: Vec<RcptParameters>,
+}
+
+/// How content must be sent to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As it is.
+    AsItIs,
+    /// As it is, by BDAT.
+    Chunks,
+    /// In octets below 128 and in lines.
+    SevenBit,
+}
+
+impl Form {
+    /// The form for content that is in one of these kinds of octets.
+    pub fn of(body: Body, extensions: &Extensions) -> Self {
+        match body {
+            Body::SevenBit => Self::AsItIs,
+            Body::EightBit if extensions.eight_bit => Self::AsItIs,
+            Body::Binary if extensions.binary && extensions.chunking => Self::Chunks,
+            Body::EightBit | Body::Binary => Self::SevenBit,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +58,10 @@ pub(super) enum Command {
     Mail,
     Recipient(usize),
     Data,
+    /// What stands in for DATA before BDAT: nothing is said.
+    Chunks,
+    /// A piece of content that is not the last (RFC 3030 §2).
+    Chunk,
     /// The end of content, for everybody.
     End,
     /// The end of content, for one recipient (RFC 2033 §4.2).
@@ -46,6 +78,8 @@ pub(super) struct Open {
     pub(super) mail_refused: bool,
     pub(super) phase: Phase,
     pub(super) stuffer: Stuffer,
+    /// By BDAT.
+    pub(super) chunks: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,24 +100,31 @@ impl Open {
     /// A transaction, and who cannot be sent to at all and why.
     pub(super) fn new(
         transaction: Transaction,
+        lmtp: bool,
         reset: bool,
         extensions: Extensions,
     ) -> (Self, Vec<(usize, Reply)>) {
         let limit = extensions.size_limit.filter(|&limit| transaction.size > limit);
-        let sender_fits = extensions.utf8 || transaction.reverse_path.as_str().is_ascii();
+        let needs_utf8 = transaction.parameters.smtputf8 || !transaction.reverse_path.as_str().is_ascii();
+        let sender_fits = extensions.utf8 || !needs_utf8;
+        let chunks = Form::of(transaction.parameters.body, &extensions) == Form::Chunks;
+        // With LMTP it is there.
+        let late = if lmtp { None } else { too_late(&transaction.parameters, &extensions) };
         let mut plan: VecDeque<Command> = reset.then_some(Command::Reset).into_iter().collect();
         plan.push_back(Command::Mail);
         let mut refused = Vec::new();
         for (index, recipient) in transaction.recipients.iter().enumerate() {
             if let Some(limit) = limit {
                 refused.push((index, too_large(transaction.size, limit)));
+            } else if let Some(late) = &late {
+                refused.push((index, late.clone()));
             } else if !sender_fits || !(extensions.utf8 || recipient.is_ascii()) {
-                refused.push((index, needs_utf8()));
+                refused.push((index, no_utf8()));
             } else {
                 plan.push_back(Command::Recipient(index));
             }
         }
-        plan.push_back(Command::Data);
+        plan.push_back(if chunks { Command::Chunks } else { Command::Data });
         if refused.len() == transaction.recipients.len() {
             plan.clear();
         }
@@ -95,6 +136,7 @@ impl Open {
             mail_refused: false,
             phase: Phase::Envelope,
             stuffer: Stuffer::default(),
+            chunks,
         };
         (open, refused)
     }
@@ -110,7 +152,11 @@ impl Open {
         match command {
             Command::Mail => self.mail_line(extensions),
             Command::Recipient(index) => match self.transaction.recipients.get(index) {
-                Some(recipient) => format!("RCPT TO:<{recipient}>\r\n"),
+                Some(recipient) => {
+                    let said = self.transaction.said.get(index).filter(|_| extensions.dsn);
+                    let said = said.map(parameters::rcpt).unwrap_or_default();
+                    format!("RCPT TO:<{recipient}>{said}\r\n")
+                }
                 None => String::new(),
             },
             Command::Data => "DATA\r\n".into(),
@@ -124,14 +170,24 @@ impl Open {
         if extensions.size {
             line.push_str(&format!(" SIZE={}", transaction.size));
         }
-        if extensions.eight_bit && transaction.eight_bit {
-            line.push_str(" BODY=8BITMIME");
-        }
+        let asked = &transaction.parameters;
         let ascii = transaction.reverse_path.as_str().is_ascii()
             && transaction.recipients.iter().all(Mailbox::is_ascii);
-        if extensions.utf8 && !ascii {
-            line.push_str(" SMTPUTF8");
-        }
+        let said = MailParameters {
+            size: None,
+            body: match asked.body {
+                Body::Binary if self.chunks => Body::Binary,
+                Body::EightBit if extensions.eight_bit => Body::EightBit,
+                _ => Body::SevenBit,
+            },
+            smtputf8: extensions.utf8 && (asked.smtputf8 || !ascii),
+            ret: asked.ret.filter(|_| extensions.dsn),
+            envid: asked.envid.clone().filter(|_| extensions.dsn),
+            by: asked.by.filter(|_| extensions.deliver_by.is_some()),
+            hold: None,
+            priority: asked.priority.filter(|_| extensions.priority),
+        };
+        line.push_str(&parameters::mail(&said));
         line.push_str("\r\n");
         line
     }
@@ -143,8 +199,24 @@ fn too_large(size: u64, limit: u64) -> Reply {
     Reply::new(552, EnhancedCode::new(5, 3, 4), text)
 }
 
+/// A message to be returned when it is late goes only to a server that sees to it, in time (RFC 2852 §4.1).
+fn too_late(parameters: &MailParameters, extensions: &Extensions) -> Option<Reply> {
+    let by = parameters.by.filter(|by| by.mode == ByMode::Return)?;
+    match extensions.deliver_by {
+        None => {
+            let text = "the server does not offer DELIVERBY, which this message needs";
+            Some(Reply::new(550, EnhancedCode::new(5, 3, 3), text))
+        }
+        Some(least) if by.seconds < least.max(1) => {
+            let text = format!("{} s are left to deliver it, the server needs {least} s", by.seconds);
+            Some(Reply::new(550, EnhancedCode::new(5, 4, 7), text))
+        }
+        Some(_) => None,
+    }
+}
+
 /// RFC 6531 §3.5.
-fn needs_utf8() -> Reply {
-    let text = "the server does not offer SMTPUTF8, which an address of this message needs";
+fn no_utf8() -> Reply {
+    let text = "the server does not offer SMTPUTF8, which this message needs";
     Reply::new(553, EnhancedCode::new(5, 6, 7), text)
 }
