@@ -1,6 +1,6 @@
 # What a person types. `make run` is a mail system at your desk, `make test` shows that it works.
 .DELETE_ON_ERROR:
-.PHONY: all run build release test crash-full recovery footprint bench bench-quick bench-spool check audit users install uninstall clean-run help
+.PHONY: all run build release test fuzz crash-full recovery footprint bench bench-quick bench-spool check audit users install uninstall clean-run help
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -67,6 +67,24 @@ bench-quick: ## the same in three minutes, for daily work: prints the table and 
 
 bench-spool: ## the spool's writer beside what the disk under DIR (default: the temporary directory) can do
 	$(call cargo,run) --release -p postern-spool --example bench-spool -- $(or $(DIR),$${TMPDIR:-/tmp}) $(SECONDS)
+
+# Edge coverage and compared values for libFuzzer; that needs no nightly compiler. ASan would (-Zsanitizer), and what
+# it finds is in unsafe code, of which the targets have little.
+FUZZFLAGS = --cfg fuzzing -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks -Cpasses=sancov-module \
+	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
+HOST     := $(shell $(CARGO) -vV 2>/dev/null | sed -n 's/^host: //p')
+
+fuzz: ## libFuzzer on every target of tests/fuzz, SECONDS=n each (60); TARGETS="session proxy" for some
+	RUSTFLAGS="$(FUZZFLAGS)" $(call cargo,build) --release -p postern-fuzz --target $(HOST) --target-dir target/fuzz
+	@set -e; mkdir -p target/fuzz/found; for target in $(or $(TARGETS),$(notdir $(wildcard tests/fuzz/corpus/*))); do \
+	mkdir -p target/fuzz/corpus/$$target; \
+	FUZZ_TARGET=$$target target/fuzz/$(HOST)/release/postern-fuzz target/fuzz/corpus/$$target \
+		tests/fuzz/corpus/$$target -max_total_time=$(or $(SECONDS),60) -max_len=16384 -timeout=10 \
+		-rss_limit_mb=1024 -artifact_prefix=target/fuzz/found/$$target- -print_final_stats=1 -verbosity=0 \
+		>target/fuzz/$$target.log 2>&1 || { tail -40 target/fuzz/$$target.log; exit 1; }; \
+	echo "$$target:" $$(sed -n 's/^stat::number_of_executed_units: *\(.*\)/\1 inputs, nothing found/p' \
+		target/fuzz/$$target.log); done
 
 check: ## format, lints, documentation, manual pages
 	$(CARGO) fmt --all --check
