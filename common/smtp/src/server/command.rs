@@ -97,7 +97,15 @@ const RECIPIENT_SYNTAX: EnhancedCode = EnhancedCode::new(5, 1, 3);
 pub(super) const NOT_ASCII: EnhancedCode = EnhancedCode::new(5, 6, 7);
 
 /// Known and not offered: 502 instead of 500 (RFC 5321 §4.2.4).
-const NOT_OFFERED: [&str; 7] = ["TURN", "SEND", "SOML", "SAML", "STARTTLS", "AUTH", "ATRN"];
+const NOT_OFFERED: [(&str, &str); 7] = [
+    ("TURN", "Error: TURN is a way to get the mail of others (RFC 5321 appendix F.1)"),
+    ("SEND", "Error: SEND is of no use any more (RFC 5321 appendix F.6)"),
+    ("SOML", "Error: SOML is of no use any more (RFC 5321 appendix F.6)"),
+    ("SAML", "Error: SAML is of no use any more (RFC 5321 appendix F.6)"),
+    ("STARTTLS", "Error: command not implemented"),
+    ("AUTH", "Error: command not implemented"),
+    ("ATRN", "Error: command not implemented"),
+];
 
 /// Parses a line without its CRLF; of parameters it knows those that belong to what is `offered`.
 pub fn parse(line: &[u8], offered: Extensions) -> Result<Command<'_>, Refused> {
@@ -141,8 +149,8 @@ pub fn parse(line: &[u8], offered: Extensions) -> Result<Command<'_>, Refused> {
         argument("XCLIENT", rest, Command::Xclient)
     } else if is("XFORWARD") {
         argument("XFORWARD", rest, Command::Xforward)
-    } else if let Some(name) = NOT_OFFERED.into_iter().find(|name| is(name)) {
-        Err(refused(name, 502, NOT_IMPLEMENTED, "Error: command not implemented"))
+    } else if let Some((name, why)) = NOT_OFFERED.into_iter().find(|(name, _)| is(name)) {
+        Err(refused(name, 502, NOT_IMPLEMENTED, why))
     } else {
         Err(unknown())
     }
