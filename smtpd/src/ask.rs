@@ -3,6 +3,7 @@
 //!
 //! [`Session::answer`]: postern_smtp::server::Session::answer
 
+use postern_address::Mailbox;
 use postern_daemon::Host;
 use postern_ipc::smtpd_lookup::{Ask, Incoming, Question as ToLookup};
 use postern_smtp::server::{Answer, Identity, Question};
@@ -20,28 +21,65 @@ impl Worker {
         ticket: u16,
         question: Question,
     ) {
+        if let Some(question) = self.rules_first(host, connection, ticket, question) {
+            self.ask_others(host, connection, ticket, question);
+        }
+    }
+
+    /// What the rules have nothing against.
+    pub(crate) fn ask_others(
+        &mut self,
+        host: &mut Host,
+        connection: &mut Connection,
+        ticket: u16,
+        question: Question,
+    ) {
         match question {
-            Question::Rcpt { recipient, .. } => {
-                let id = connection.key.request(ticket);
-                let authenticated = matches!(connection.session.identity(), Identity::User(_));
-                let ask = Ask::Recipient(Incoming { client: connection.address, authenticated, recipient });
-                connection.asked = host.now();
-                if self.unanswered < UNANSWERED_MAX && self.lookup.send(host, &ToLookup { id, ask }) {
-                    self.unanswered += 1;
-                } else {
-                    self.answer(host, connection, ticket, Answer::Refused(refusal::lookup_failure()));
-                }
-            }
+            Question::Client => self.guard_greeting(host, connection, ticket),
+            Question::Mail { .. } => self.guard_mail(host, connection, ticket),
+            Question::Rcpt { recipient, .. } => self.guard_recipient(host, connection, ticket, recipient),
             // Nobody has anything to say to these.
-            Question::Client
-            | Question::Helo(_)
-            | Question::Mail { .. }
-            | Question::Data
-            | Question::Vrfy(_)
-            | Question::Expn(_)
-            | Question::Etrn(_)
-            | Question::Xclient(_)
-            | Question::Xforward(_) => self.answer(host, connection, ticket, Answer::Accepted),
+            Question::Helo(_) | Question::Data => self.answer(host, connection, ticket, Answer::Accepted),
+            Question::Vrfy(name) => {
+                let named = connection.named(name);
+                self.send_to_lookup(host, connection, ticket, Ask::Vrfy(named));
+            }
+            Question::Expn(name) => {
+                let named = connection.named(name);
+                self.send_to_lookup(host, connection, ticket, Ask::Expn(named));
+            }
+            Question::Etrn(node) => self.send_to_lookup(host, connection, ticket, Ask::Etrn(node)),
+            Question::Xclient(attributes) => {
+                let answer = self.xclient(host, connection, &attributes);
+                self.answer(host, connection, ticket, answer);
+            }
+            Question::Xforward(attributes) => {
+                let answer = self.xforward(connection, &attributes);
+                self.answer(host, connection, ticket, answer);
+            }
+        }
+    }
+
+    /// May this recipient come in? The answer comes by [`Worker::answered`].
+    pub(crate) fn ask_lookup(
+        &mut self,
+        host: &mut Host,
+        connection: &mut Connection,
+        ticket: u16,
+        recipient: Mailbox,
+    ) {
+        let authenticated = matches!(connection.session.identity(), Identity::User(_));
+        let ask = Ask::Recipient(Incoming { client: connection.address, authenticated, recipient });
+        self.send_to_lookup(host, connection, ticket, ask);
+    }
+
+    fn send_to_lookup(&mut self, host: &mut Host, connection: &mut Connection, ticket: u16, ask: Ask) {
+        let id = connection.key.request(ticket);
+        connection.asked = host.now();
+        if self.unanswered < UNANSWERED_MAX && self.lookup.send(host, &ToLookup { id, ask }) {
+            self.unanswered += 1;
+        } else {
+            self.answer(host, connection, ticket, Answer::Refused(refusal::lookup_failure()));
         }
     }
 
@@ -53,6 +91,7 @@ impl Worker {
         ticket: u16,
         answer: Answer,
     ) {
+        let answer = self.behind_rules(connection, ticket, answer);
         self.tell(host, connection, |session, out| session.answer(ticket, answer, out));
     }
 }

@@ -11,7 +11,10 @@ use postern_smtp::server::framing::COMMAND_LINE_MAX;
 use postern_smtp::server::{Phase, Session};
 use postern_spool::{QueueId, WriteError};
 
+use crate::abuse::guard::Guard;
+use crate::identity::Forwarding;
 use crate::message::{Header, Receipt};
+use crate::policy::shell::Beside;
 use crate::secure::Layer;
 
 /// With this much unsent, a client is read no further: it has to take its replies first.
@@ -46,9 +49,17 @@ pub(crate) struct Connection {
     pub(crate) output: Vec<u8>,
     sent: usize,
     pub(crate) state: State,
+    /// What it may do, and what it waits for.
+    pub(crate) guard: Guard,
     pub(crate) content: Content,
     /// Of the message that is being committed.
     pub(crate) receipt: Option<Box<Receipt>>,
+    /// What rules know and have done; none without rules.
+    pub(crate) beside: Option<Box<Beside>>,
+    /// What XFORWARD said of the next message.
+    pub(crate) forwarding: Option<Box<Forwarding>>,
+    /// How often XCLIENT changed who the client is.
+    pub(crate) changes: u16,
     /// In the list of those to be flushed at the end of the turn.
     pub(crate) dirty: bool,
     /// The disk has to take what we have before we read more.
@@ -59,6 +70,10 @@ pub(crate) struct Connection {
     pub(crate) opened: Instant,
     /// Last sign of life.
     pub(crate) active: Instant,
+    /// When the command under way could begin, or the content.
+    pub(crate) since: Instant,
+    /// Octets of content since then.
+    pub(crate) octets: u64,
     /// Last question to lookup.
     pub(crate) asked: Instant,
 }
@@ -141,8 +156,12 @@ impl Connection {
             output: Vec::new(),
             sent: 0,
             state: State::Open,
+            guard: Guard::default(),
             content: Content::Held,
             receipt: None,
+            forwarding: None,
+            changes: 0,
+            beside: None,
             dirty: false,
             paused: false,
             readable: false,
@@ -150,6 +169,8 @@ impl Connection {
             eof: false,
             opened: now,
             active: now,
+            since: now,
+            octets: 0,
             asked: now,
         }
     }
@@ -180,6 +201,7 @@ impl Connection {
         reading
             && (self.readable || self.tls.as_ref().is_some_and(|tls| tls.has_plain()))
             && !self.paused
+            && !self.guard.is_held()
             && self.input.len() < COMMAND_LINE_MAX
             && self.output.len() < OUTPUT_FULL
             // TLS answers some records by itself (RFC 8446 §4.6.3): whoever does not read that is heard no more.

@@ -35,13 +35,17 @@
 
 #![forbid(unsafe_code)]
 
+mod abuse;
 mod accept;
 mod ask;
 mod connection;
 mod deadlines;
+mod identity;
 mod message;
-mod proxied;
+mod offers;
+mod policy;
 mod program;
+mod proxied;
 mod refusal;
 mod room;
 mod secure;

@@ -6,19 +6,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::{Interest, Token};
-use postern_config::{BareNewline, Listen, Service, SmtpLimits, SmtpdPart};
+use postern_config::{BareNewline, Listen, Service, SmtpLimits, SmtpdPart, Stage};
 use postern_daemon::{Handles, Host, Port, Program, StartError};
 use postern_event::{Client, Event, Level, SessionId};
+use postern_ipc::explain::ExplainRequest;
 use postern_ipc::supervise::Handle;
 use postern_ipc::{Peer, Role, smtpd_auth, smtpd_verify};
 use postern_smtp::Reply;
-use postern_smtp::server::{Asks, Extensions, Output, Phase, Protocol, Session, Settings};
+use postern_smtp::server::{Asks, Output, Phase, Protocol, Session, Settings};
 use postern_spool::{Completion, IdAllocator, Slot, Writer, WriterDirs};
 use slab::Slab;
 
+use crate::abuse::{self, shell::Abuse};
 use crate::accept::Listener;
 use crate::connection::{Connection, Key, State};
 use crate::deadlines::Deadlines;
+use crate::identity;
+use crate::offers::offers;
+use crate::policy::engine::Rules;
+use crate::policy::explain::Explanations;
+use crate::policy::shell::Beside;
 use crate::proxied::{Arrival, Gate, Missing};
 use crate::refusal;
 use crate::room::Room;
@@ -44,6 +51,7 @@ pub struct Smtpd {
     worker: Worker,
     auth: Port<smtpd_auth::Question, smtpd_auth::Answer>,
     certificate: Certificate,
+    explanations: Explanations,
     deadlines: Deadlines<Key>,
     first_session: u64,
     sessions: u64,
@@ -70,14 +78,16 @@ impl Program for Smtpd {
         let verify = Port::new(host, Peer::only(Role::Verify));
         let ids = IdAllocator::new(Slot::worker(host.me.instance));
         let (hops, timeouts) = (config.limits.hops, timeouts(&config.limits));
+        let abuse = Abuse::new(host, &config);
         let mut program = Self {
             listeners: Vec::new(),
             gate: Gate::new(host),
             connections: Slab::new(),
             first_token: host.tokens(PLACES).0,
-            worker: Worker::new(writer, room, ids, hops, timeouts, lookup, verify),
+            worker: Worker::new(writer, room, ids, hops, timeouts, lookup, verify, abuse),
             auth: Port::new(host, Peer::only(Role::Auth)),
             certificate: Certificate::new(),
+            explanations: Explanations::new(host),
             deadlines: Deadlines::new(host.now()),
             // Microseconds: sessions come slower, so numbers do not repeat after a restart.
             first_session: (u64::from(host.me.instance) << 52) | ((host.wall().0 * 1000) & ((1 << 52) - 1)),
@@ -85,6 +95,7 @@ impl Program for Smtpd {
             stop_at: None,
             config,
         };
+        program.worker.rules = Arc::new(Rules::new(&program.config.rules));
         for (number, socket) in parts.listeners {
             program.listen(host, number, socket)?;
         }
@@ -126,6 +137,7 @@ impl Program for Smtpd {
             while self.auth.receive(host).is_some() {}
         } else if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.token == token) {
             listener.set_ready();
+        } else if self.explanations.ready(host, token) {
         } else if let Some(Some(arrival)) = self.gate.ready(host, token) {
             self.arrive(host, arrival);
         }
@@ -140,6 +152,9 @@ impl Program for Smtpd {
         self.run(host);
         self.miss_lookup(host);
         self.look_at_deadlines(host);
+        self.look_at_pauses(host);
+        self.explanations.pass(host.now(), false);
+        self.worker.count_sessions(host, self.connections.len(), self.config.limits.sessions as usize);
         self.wind_up(host);
         self.flush(host);
         self.reap(host);
@@ -159,6 +174,8 @@ impl Program for Smtpd {
         self.worker.hops_max = self.config.limits.hops;
         self.worker.room.reserve = self.config.reserve;
         self.worker.timeouts = timeouts(&self.config.limits);
+        self.worker.abuse.reload(&self.config);
+        self.worker.rules = Arc::new(Rules::new(&self.config.rules));
         self.certificate.forget();
         for listener in &mut self.listeners {
             listener.settings = settings(&self.config, &listener.listen);
@@ -169,6 +186,10 @@ impl Program for Smtpd {
         self.listeners.drain(..).for_each(|listener| listener.close(host));
         self.gate.clear();
         self.stop_at = Some(host.now() + STOP_PATIENCE);
+    }
+
+    fn explain(&mut self, host: &mut Host, request: ExplainRequest, connection: OwnedFd) {
+        self.explanations.begin(host, &mut self.worker, &self.config.listen, request, connection);
     }
 
     fn counters(&self) -> Vec<(String, u64)> {
@@ -290,7 +311,7 @@ impl Smtpd {
         if self.is_crowded() {
             return self.turn_away(host, stream, address, false, &refusal::too_many_sessions());
         }
-        self.admit(host, settings, tls, stream, address, proxy);
+        self.admit(host, at, tls, stream, address, proxy);
     }
 
     fn is_crowded(&self) -> bool {
@@ -329,12 +350,15 @@ impl Smtpd {
     fn admit(
         &mut self,
         host: &mut Host,
-        settings: Arc<Settings>,
+        at: usize,
         tls: Option<Box<Layer>>,
         mut stream: mio::net::TcpStream,
         address: std::net::IpAddr,
         proxy: Option<std::net::IpAddr>,
     ) {
+        let Some(listener) = self.listeners.get(at) else { return };
+        let (settings, service) = (listener.settings.clone(), listener.listen.service);
+        let beside = Beside::new(&self.worker.rules, &listener.listen);
         self.sessions += 1;
         self.worker.counters.connections += 1;
         let id = SessionId(self.first_session + self.sessions);
@@ -351,25 +375,28 @@ impl Smtpd {
         let session = Session::new(settings, &mut out);
         let mut connection = Connection::new(stream, tls, key, session, id, address, host.now());
         connection.output = out.wire;
+        connection.beside = beside;
         connection.dirty = true;
         self.worker.dirty.push(key);
+        connection.guard = self.worker.abuse.guard(service, address);
+        connection.session.set_strict(!connection.guard.is_exempt());
+        let limits = &self.config.limits;
+        connection.session.offer(identity::offers(address, &limits.xclient, &limits.xforward));
         let connection = entry.insert(connection);
+        self.worker.introduce(host, connection, at as u16);
         for action in out.actions {
             self.worker.perform(host, connection, action);
         }
         self.deadlines.enter(host.now(), host.now() + self.worker.timeouts.command, key);
-        // Whether it is known in time or at all changes one word of the trace.
-        let ask = smtpd_verify::Ask::Begin { client: address, listener: 0, counted: false, listed: false };
-        let question = smtpd_verify::Question { id: key.request(0), ask };
-        let _ = !self.worker.verify.is_congested() && self.worker.verify.send(host, &question);
     }
 
     fn hear_lookup(&mut self, host: &mut Host) {
         while let Some((answer, _)) = self.worker.lookup.receive(host) {
             self.worker.unanswered = self.worker.unanswered.saturating_sub(1);
             let (key, ticket) = Key::of_request(answer.id);
-            if let Some(connection) = living(&mut self.connections, key) {
-                self.worker.answered(host, connection, ticket, answer.say);
+            match living(&mut self.connections, key) {
+                Some(connection) => self.worker.answered(host, connection, ticket, answer.say),
+                None => self.explanations.lookup_said(host, &mut self.worker, answer.id, answer.say),
             }
         }
     }
@@ -377,12 +404,21 @@ impl Smtpd {
     /// A lost lookup answers nothing any more: its clients are told now, not when patience ends.
     fn miss_lookup(&mut self, host: &mut Host) {
         // What verify was asked stays unknown.
-        let _ = self.worker.verify.take_lost();
+        if self.worker.verify.take_lost() {
+            self.explanations.pass(host.now(), true);
+            for (_, connection) in &mut self.connections {
+                self.worker.verify_lost(host, connection);
+                self.worker.missed_verify(host, connection);
+                self.worker.drive(host, connection);
+            }
+        }
         if !self.worker.lookup.take_lost() {
             return;
         }
         self.worker.unanswered = 0;
+        self.explanations.pass(host.now(), true);
         for (_, connection) in &mut self.connections {
+            self.worker.tables_lost(host, connection);
             if connection.session.phase() == Phase::Asking {
                 self.worker.unanswerable(host, connection);
             }
@@ -391,13 +427,30 @@ impl Smtpd {
 
     fn hear_verify(&mut self, host: &mut Host) {
         while let Some((answer, _)) = self.worker.verify.receive(host) {
-            let (key, _) = Key::of_request(answer.id);
-            if let Some(connection) = living(&mut self.connections, key)
-                && let smtpd_verify::Say::Client(facts) = answer.say
-                && let smtpd_verify::ClientName::Confirmed(name) = facts.name
-            {
-                connection.name = Some(name);
+            let (key, ticket) = Key::of_request(answer.id);
+            let Some(connection) = living(&mut self.connections, key) else {
+                self.explanations.verify_said(host, &mut self.worker, answer.id, answer.say);
+                continue;
+            };
+            match answer.say {
+                smtpd_verify::Say::Client(facts) => {
+                    if let smtpd_verify::ClientName::Confirmed(name) = &facts.name {
+                        connection.name = Some(name.clone());
+                    }
+                    self.worker.lists_said(host, connection, &facts);
+                    self.worker.client_known(host, connection, facts);
+                }
+                smtpd_verify::Say::Delegated(said) => {
+                    self.worker.server_said(host, connection, ticket, said);
+                }
+                smtpd_verify::Say::Lease(lease) => {
+                    self.worker.leased(host, connection, ticket, lease);
+                }
+                smtpd_verify::Say::Greylist(greylisted) => {
+                    self.worker.greylisted(host, connection, ticket, greylisted);
+                }
             }
+            self.worker.drive(host, connection);
         }
     }
 
@@ -436,6 +489,14 @@ impl Smtpd {
             if let Some(connection) = living(&mut self.connections, key) {
                 let remaining = self.worker.watch(host, connection);
                 self.deadlines.enter(host.now(), host.now() + remaining, key);
+            }
+        }
+    }
+
+    fn look_at_pauses(&mut self, host: &mut Host) {
+        for key in self.worker.abuse.pauses.take(host.now()) {
+            if let Some(connection) = living(&mut self.connections, key) {
+                self.worker.look_at_pause(host, connection);
             }
         }
     }
@@ -489,7 +550,9 @@ impl Smtpd {
             .into_iter()
             .chain(listeners)
             .chain(self.deadlines.next())
+            .chain(self.worker.abuse.pauses.next())
             .chain(self.gate.next())
+            .chain(self.explanations.next())
             .chain(self.stop_at)
             .min()
     }
@@ -504,6 +567,21 @@ fn timeouts(limits: &SmtpLimits) -> Timeouts {
     Timeouts { command: limits.command_timeout, data: limits.data_timeout, session: limits.session_time }
 }
 
+/// Stages that somebody has something to say to. MAIL begins what rules keep of a message.
+fn asks(config: &SmtpdPart, service: Service) -> Asks {
+    let guard = abuse::shell::asks(config, service);
+    let has = |stage| config.rules.iter().any(|rule| rule.stage == stage);
+    Asks {
+        client: guard.client || has(Stage::Client),
+        helo: has(Stage::Helo),
+        mail: guard.mail || has(Stage::From) || has(Stage::Rcpt) || has(Stage::Data),
+        vrfy: true,
+        expn: true,
+        etrn: service != Service::Lmtp,
+        ..Asks::default()
+    }
+}
+
 /// What new sessions of a listener are told.
 fn settings(config: &SmtpdPart, listen: &Listen) -> Arc<Settings> {
     let limits = &config.limits;
@@ -511,10 +589,12 @@ fn settings(config: &SmtpdPart, listen: &Listen) -> Arc<Settings> {
         hostname: config.hostname.clone(),
         protocol: if listen.service == Service::Lmtp { Protocol::Lmtp } else { Protocol::Smtp },
         secure: listen.service == Service::Submissions,
-        extensions: Extensions::all(),
-        asks: Asks::default(),
+        extensions: offers(listen),
+        asks: asks(config, listen.service),
         message_size: limits.message_size,
         recipients: limits.recipients,
+        transactions: limits.messages,
+        recipient_domains: limits.recipient_domains,
         line_length: limits.line_length,
         errors: limits.errors,
         normalise: listen.bare_newline == BareNewline::Normalise,

@@ -2,6 +2,7 @@
 //! one connection at a time.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use postern_daemon::{Host, Port};
@@ -11,8 +12,12 @@ use postern_smtp::Reply;
 use postern_smtp::server::{Action, Answer, Finished, Output, Phase, Rejected, Session};
 use postern_spool::{Completion, IdAllocator, NewMessage, STREAM_ABOVE, Writer};
 
+use crate::abuse::shell::Abuse;
+use crate::abuse::tarpit::content_time;
 use crate::connection::{Came, Connection, Content, Key, State};
+use crate::identity;
 use crate::message::{self, Header, Source};
+use crate::policy::engine::Rules;
 use crate::refusal;
 use crate::room::Room;
 
@@ -55,6 +60,10 @@ pub(crate) struct Worker {
     pub(crate) timeouts: Timeouts,
     pub(crate) lookup: Port<smtpd_lookup::Question, smtpd_lookup::Answer>,
     pub(crate) verify: Port<smtpd_verify::Question, smtpd_verify::Answer>,
+    /// Of the configuration, for new sessions.
+    pub(crate) rules: Arc<Rules>,
+    /// What guards against abuse.
+    pub(crate) abuse: Abuse,
     pub(crate) counters: Counters,
     /// Questions to lookup without an answer.
     pub(crate) unanswered: usize,
@@ -89,6 +98,7 @@ impl Worker {
         timeouts: Timeouts,
         lookup: Port<smtpd_lookup::Question, smtpd_lookup::Answer>,
         verify: Port<smtpd_verify::Question, smtpd_verify::Answer>,
+        abuse: Abuse,
     ) -> Self {
         Self {
             writer,
@@ -98,6 +108,8 @@ impl Worker {
             timeouts,
             lookup,
             verify,
+            rules: Arc::default(),
+            abuse,
             counters: Counters::default(),
             unanswered: 0,
             writing: 0,
@@ -155,10 +167,14 @@ impl Worker {
         connection: &mut Connection,
         tell: impl FnOnce(&mut Session, &mut Output),
     ) {
+        let before = (connection.session.phase(), connection.session.commands());
         let wire = std::mem::take(&mut connection.output);
         let mut out = Output { wire, actions: std::mem::take(&mut self.actions) };
         tell(&mut connection.session, &mut out);
         connection.output = out.wire;
+        if before != (connection.session.phase(), connection.session.commands()) {
+            (connection.since, connection.octets) = (host.now(), 0);
+        }
         let mut actions = out.actions;
         for action in actions.drain(..) {
             self.perform(host, connection, action);
@@ -175,6 +191,9 @@ impl Worker {
     /// pipelines reads them together anyway.
     pub(crate) fn flush(&mut self, connection: &mut Connection) {
         connection.dirty = false;
+        if connection.state == State::Open && connection.guard.is_held() {
+            return;
+        }
         let asking = connection.state == State::Open && connection.session.phase() == Phase::Asking;
         if asking && connection.output.len() < COMMAND_READ {
             return;
@@ -202,15 +221,30 @@ impl Worker {
         ticket: u16,
         say: smtpd_lookup::Say,
     ) {
-        let smtpd_lookup::Say::Recipient(verdict) = say else { return };
-        let answer = refusal::answer(verdict);
-        self.tell(host, connection, |session, out| session.answer(ticket, answer, out));
+        match say {
+            smtpd_lookup::Say::Recipient(verdict) => match refusal::answer(verdict) {
+                Answer::Accepted => self.guard_accepted(host, connection, ticket),
+                answer => self.answer(host, connection, ticket, answer),
+            },
+            smtpd_lookup::Say::Table(said) => self.table_said(host, connection, ticket, said),
+            smtpd_lookup::Say::Vrfy(known) => {
+                self.answer(host, connection, ticket, identity::verified(known));
+            }
+            smtpd_lookup::Say::Expn(known) => {
+                self.answer(host, connection, ticket, identity::expanded(known));
+            }
+            smtpd_lookup::Say::Turned(turned) => {
+                self.answer(host, connection, ticket, identity::turned(turned));
+            }
+        }
         self.drive(host, connection);
     }
 
     /// lookup is gone or silent.
     pub(crate) fn unanswerable(&mut self, host: &mut Host, connection: &mut Connection) {
+        connection.guard.clear();
         let answer = Answer::Refused(refusal::lookup_failure());
+        self.rules_silent(host, connection);
         self.tell(host, connection, |session, out| session.answer_all(&answer, out));
         self.drive(host, connection);
     }
@@ -223,7 +257,8 @@ impl Worker {
             let session = connection.id;
             host.emit(&Event::SpoolRefused { session, id, error: &error.to_string() });
         }
-        if connection.session.phase() != Phase::Settling {
+        let judging = connection.beside.as_ref().is_some_and(|beside| beside.is_judging());
+        if judging || connection.session.phase() != Phase::Settling {
             // A stream that failed while it came in: the client hears of it at its end.
             if let Err(error) = result {
                 connection.content = Content::Failed(error);
@@ -250,6 +285,7 @@ impl Worker {
                 size: receipt.size,
                 nrcpt: receipt.nrcpt,
                 message_id: receipt.message_id.as_deref(),
+                forwarded: receipt.forwarded.as_ref(),
             });
         }
         self.tell(host, connection, |session, out| session.settle(reply, out));
@@ -282,17 +318,26 @@ impl Worker {
             return left;
         }
         let whole = left(self.timeouts.session, now.saturating_duration_since(connection.opened));
+        // A command has its time in all, and content the time of its octets: whoever trickles ends too.
+        let (command, data) = self.abuse.times(&self.timeouts);
+        let since = now.saturating_duration_since(connection.since);
         let remaining = match connection.session.phase() {
-            Phase::Command => left(self.timeouts.command, since_active).min(whole),
+            Phase::Command => left(command, since).min(whole),
             Phase::Content if connection.paused => self.timeouts.data,
-            Phase::Content => left(self.timeouts.data, since_active).min(whole),
+            Phase::Content => {
+                let in_all = left(content_time(data, connection.octets), since);
+                left(data, since_active).min(in_all).min(whole)
+            }
             Phase::Asking => left(LOOKUP_PATIENCE, now.saturating_duration_since(connection.asked)),
+            Phase::Settling if connection.beside.as_ref().is_some_and(|beside| beside.is_judging()) => {
+                left(LOOKUP_PATIENCE, now.saturating_duration_since(connection.asked))
+            }
             Phase::Settling | Phase::Closed => self.timeouts.command,
         };
         if !remaining.is_zero() {
             return remaining;
         }
-        if connection.session.phase() == Phase::Asking {
+        if matches!(connection.session.phase(), Phase::Asking | Phase::Settling) {
             self.unanswerable(host, connection);
         } else {
             self.counters.timeouts += 1;
@@ -316,6 +361,7 @@ impl Worker {
     /// The connection is removed: nothing of it may stay behind.
     pub(crate) fn forget(&mut self, host: &mut Host, mut connection: Connection) {
         self.drop_content(&mut connection);
+        self.give_back(host, &connection);
         // Closing the socket ends its registration too.
         let _ = host.registry().deregister(connection.stream());
         let State::Gone(why) = connection.state else { return };
@@ -381,13 +427,20 @@ impl Worker {
     /// much it took.
     fn offer(&mut self, host: &mut Host, connection: &mut Connection, input: &[u8]) -> usize {
         let full = self.room.is_full(host);
+        let now = host.wall().0;
         let mut used = 0;
-        while used < input.len() && connection.state == State::Open && !connection.paused {
+        while used < input.len()
+            && connection.state == State::Open
+            && !connection.paused
+            && !connection.guard.is_held()
+        {
             let before = used;
             self.tell(host, connection, |session, out| {
                 session.set_full(full);
+                session.set_time(now);
                 used += session.receive(&input[before..], out);
             });
+            connection.octets += (used - before) as u64;
             self.stream_content(host, connection);
             if used == before {
                 break;
@@ -420,6 +473,9 @@ impl Worker {
                 let content = connection.session.take_content();
                 let id = self.ids.next(host.wall().0 * 1000);
                 let header = Header::read(&content);
+                if let Some(beside) = connection.beside.as_mut().filter(|beside| beside.judges_content()) {
+                    beside.header = content[..postern_message::body_offset(&content)].to_vec();
+                }
                 self.writer.open_stream(token, id);
                 self.writer.append(token, content);
                 self.writing += 1;
@@ -437,7 +493,7 @@ impl Worker {
         }
     }
 
-    fn drop_content(&mut self, connection: &mut Connection) {
+    pub(crate) fn drop_content(&mut self, connection: &mut Connection) {
         if let Content::Streamed(_) = std::mem::replace(&mut connection.content, Content::Held) {
             self.writer.abort_stream(connection.key.request(0));
             self.writing = self.writing.saturating_sub(1);
@@ -449,9 +505,16 @@ impl Worker {
     pub(crate) fn perform(&mut self, host: &mut Host, connection: &mut Connection, action: Action) {
         match action {
             Action::Ask { ticket, question } => self.ask(host, connection, ticket, question),
-            Action::Finished(finished) => self.commit(host, connection, *finished),
+            Action::Finished(finished) => {
+                if let Err(finished) = self.judge_content(host, connection, *finished) {
+                    self.commit(host, connection, finished);
+                }
+            }
             Action::Dropped => self.drop_content(connection),
-            Action::Rejected(rejected) => self.log_rejected(host, connection, &rejected),
+            Action::Rejected(rejected) => {
+                self.log_rejected(host, connection, &rejected);
+                self.guard_error(host, connection, &rejected.reply);
+            }
             Action::Close(why) => {
                 connection.state = State::Closing(why);
                 connection.active = host.now();
@@ -461,7 +524,7 @@ impl Worker {
     }
 
     /// A message is complete: to the writer with it.
-    fn commit(&mut self, host: &mut Host, connection: &mut Connection, mut finished: Finished) {
+    pub(crate) fn commit(&mut self, host: &mut Host, connection: &mut Connection, mut finished: Finished) {
         let token = connection.key.request(0);
         let (streamed, (id, header)) = match std::mem::replace(&mut connection.content, Content::Held) {
             Content::Held => (false, (self.ids.next(host.wall().0 * 1000), Header::read(&finished.content))),
@@ -478,14 +541,28 @@ impl Worker {
             }
             return self.tell(host, connection, |session, out| session.settle(refusal::looping(), out));
         }
+        let forwarded = connection.take_forwarded();
+        let protocol = connection.session.trace_name(finished.parameters.smtputf8);
         let source = Source {
             address: connection.address,
             name: connection.name.as_ref().map(|name| name.as_str()),
             helo: connection.session.helo().unwrap_or_default(),
-            protocol: connection.session.protocol_name(),
+            protocol: &protocol,
             hostname: connection.session.settings().hostname.as_str(),
         };
-        let (envelope, prepend, receipt) = message::prepare(&mut finished, source, header, id, host.wall());
+        let (mut envelope, mut prepend, mut receipt) =
+            message::prepare(&mut finished, source, header, id, host.wall());
+        if let Some(forwarded) = forwarded {
+            identity::originate(&mut envelope, &forwarded);
+            receipt.forwarded = Some(forwarded);
+        }
+        if let Some(beside) = &mut connection.beside {
+            let effects = beside.take_effects();
+            if effects.discarded {
+                return self.discard(host, connection, streamed, &receipt);
+            }
+            effects.apply(&mut envelope, &mut prepend);
+        }
         connection.receipt = Some(Box::new(receipt));
         if streamed {
             if !finished.content.is_empty() {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use postern_address::{Mailbox, ReversePath};
 use postern_smtp::Reply;
+use postern_smtp::xclient::Forwarded;
 use postern_spool::QueueId;
 
 /// Names one connection of one smtpd worker: `n` of worker `w` prints as `w-n` in base 16, with a start
@@ -262,6 +263,8 @@ pub enum Event<'a> {
         nrcpt: usize,
         /// Its Message-ID header, if it has one.
         message_id: Option<&'a str>,
+        /// Where it came from before the client, by the client's word (XFORWARD).
+        forwarded: Option<&'a Forwarded>,
     },
     /// The spool refused a message: the client got 451 or 452.
     SpoolRefused {

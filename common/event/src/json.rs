@@ -152,11 +152,18 @@ fn session_fields(event: &Event<'_>) -> Fields {
             fields.extend(helo.map(|helo| ("helo", text(helo))));
             fields
         }
-        Event::Accepted { id, session, client, from, size, nrcpt, message_id } => {
+        Event::Accepted { id, session, client, from, size, nrcpt, message_id, forwarded } => {
             let mut fields = vec![("id", shown(id)), ("session", shown(session))];
             push_client(&mut fields, client);
             fields.extend([("from", text(from.as_str())), ("size", json!(size)), ("nrcpt", json!(nrcpt))]);
             fields.extend(message_id.map(|id| ("message_id", text(bare(id)))));
+            if let Some(forwarded) = forwarded {
+                fields.extend(forwarded.ident.as_deref().map(|ident| ("orig_queue_id", text(ident))));
+                fields.extend(crate::text::original_client(forwarded).map(|c| ("orig_client", text(&c))));
+                fields.extend(forwarded.address.map(|address| ("orig_client_address", shown(address))));
+                fields.extend(forwarded.helo.as_deref().map(|helo| ("orig_helo", text(helo))));
+                fields.extend(forwarded.protocol.as_deref().map(|proto| ("orig_proto", text(proto))));
+            }
             fields
         }
         Event::LimitExceeded { session, client, measure, scope, count, limit } => {

@@ -36,6 +36,12 @@ fn samples(things: &Things) -> Vec<(Event<'_>, &'static str)> {
     let id = QueueId::parse(ID).unwrap();
     let session = SessionId(0x1_0000_002a);
     let client = Client { name: Some("mail.example.net"), address: "192.0.2.7".parse().unwrap() };
+    let forwarded = Box::leak(Box::new(postern_smtp::xclient::Forwarded {
+        name: Some("far.example".into()),
+        address: Some("198.51.100.7".parse().unwrap()),
+        ident: Some("4Qx".into()),
+        ..Default::default()
+    }));
     let (from, why) = (&things.from, "timeout after RCPT");
     vec![
         (
@@ -111,9 +117,33 @@ fn samples(things: &Things) -> Vec<(Event<'_>, &'static str)> {
              helo=<mail.example.net> session=00010000002a",
         ),
         (
-            Event::Accepted { id, session, client, from, size: 812, nrcpt: 2, message_id: Some("<m@x>") },
+            Event::Accepted {
+                id,
+                session,
+                client,
+                from,
+                size: 812,
+                nrcpt: 2,
+                message_id: Some("<m@x>"),
+                forwarded: None,
+            },
             "0123456789ABC: client=mail.example.net[192.0.2.7], session=00010000002a, \
              from=<a@example.net>, size=812, nrcpt=2, message-id=<m@x>",
+        ),
+        (
+            Event::Accepted {
+                id,
+                session,
+                client,
+                from,
+                size: 812,
+                nrcpt: 2,
+                message_id: None,
+                forwarded: Some(forwarded),
+            },
+            "0123456789ABC: client=mail.example.net[192.0.2.7], orig_queue_id=4Qx, \
+             orig_client=far.example[198.51.100.7], session=00010000002a, \
+             from=<a@example.net>, size=812, nrcpt=2, message-id=<>",
         ),
         (
             Event::SpoolRefused { session, id, error: "no space left" },

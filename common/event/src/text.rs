@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write};
 
+use postern_smtp::xclient::Forwarded;
+
 use crate::event::{Attempt, Event, Level};
 
 /// Longest text taken from one field, octets: no client makes the log grow faster than its mail.
@@ -153,14 +155,19 @@ fn session(out: &mut String, event: &Event<'_>) -> fmt::Result {
             }
             write!(out, " session={session}")
         }
-        Event::Accepted { id, session, client, from, size, nrcpt, message_id } => {
+        Event::Accepted { id, session, client, from, size, nrcpt, message_id, forwarded } => {
             let client = client.to_string();
-            write!(
-                out,
-                "{id}: client={}, session={session}, from=<{}>, ",
-                clean(&client),
-                clean(from.as_str())
-            )?;
+            write!(out, "{id}: client={}, ", clean(&client))?;
+            if let Some(forwarded) = forwarded {
+                // Postfix's words.
+                if let Some(ident) = &forwarded.ident {
+                    write!(out, "orig_queue_id={}, ", clean(ident))?;
+                }
+                if let Some(client) = original_client(forwarded) {
+                    write!(out, "orig_client={}, ", clean(&client))?;
+                }
+            }
+            write!(out, "session={session}, from=<{}>, ", clean(from.as_str()))?;
             write!(
                 out,
                 "size={size}, nrcpt={nrcpt}, message-id=<{}>",
@@ -185,6 +192,15 @@ fn session(out: &mut String, event: &Event<'_>) -> fmt::Result {
             write!(out, "{id}: {}spool: {}, session={session}", severity(event.level()), clean(error))
         }
         _ => Ok(()),
+    }
+}
+
+/// `name[address]` of the client that XFORWARD told; none when it told neither.
+pub(crate) fn original_client(forwarded: &Forwarded) -> Option<String> {
+    let name = forwarded.name.as_deref().unwrap_or("unknown");
+    match forwarded.address {
+        Some(address) => Some(format!("{name}[{address}]")),
+        None => forwarded.name.as_ref().map(|name| format!("{name}[unknown]")),
     }
 }
 

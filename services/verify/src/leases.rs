@@ -101,7 +101,9 @@ impl<A: Copy + Eq + Hash> Leases<A> {
         let Some(session) = self.sessions.get(&name).copied() else { return Ok(Lease::UNLIMITED) };
         let count = self.grant(&session, of, at)?;
         let mut lease = Lease::NONE;
-        lease.of_mut(of).map(|of| *of = count);
+        if let Some(of) = lease.of_mut(of) {
+            *of = count;
+        }
         Ok(lease)
     }
 

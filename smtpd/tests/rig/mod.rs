@@ -40,6 +40,8 @@ pub(crate) fn limits() -> SmtpLimits {
         workers: 1,
         message_size: 50 << 20,
         recipients: 100,
+        recipient_domains: None,
+        messages: None,
         sessions: 5_000,
         line_length: 64 << 10,
         command_timeout: Duration::from_secs(300),
@@ -122,8 +124,15 @@ fn part(address: SocketAddr, service: Service, limits: SmtpLimits, tls: bool) ->
     let hostname = postern_address::Domain::parse("mx.test").unwrap();
     // What the disk under a test has free is not its matter.
     let reserve = Reserve { octets: 0, inodes: 0 };
-    let listen = vec![Listen { address, service, bare_newline: BareNewline::Reject, proxy: Vec::new() }];
-    let clients = Limits { client: Limit::OFF, ..Limits::default() };
+    let listen = vec![Listen {
+        address,
+        service,
+        bare_newline: BareNewline::Reject,
+        proxy: Vec::new(),
+        without: Vec::new(),
+    }];
+    let exempt = vec!["127.0.0.0/8".parse().unwrap()];
+    let clients = Limits { client: Limit::OFF, exempt, ..Limits::default() };
     let (lists, greylist, rules) = (false, false, Vec::new());
     let config = SmtpdPart { hostname, listen, limits, reserve, tls, clients, lists, greylist, rules };
     postern_sys::sealed_file("config", &encode_config(&config).unwrap()).unwrap()

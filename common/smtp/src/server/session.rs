@@ -157,9 +157,11 @@ pub struct Session {
     errors: u32,
     commands: u32,
     messages: u32,
+    turns: u32,
     /// MAIL commands that were accepted.
     transactions: u32,
     early: u32,
+    strict: bool,
     full: bool,
     /// Milliseconds since 1970.
     now: u64,
@@ -238,8 +240,10 @@ impl Session {
             errors: 0,
             commands: 0,
             messages: 0,
+            turns: 0,
             transactions: 0,
             early: 0,
+            strict: false,
             full: false,
             now: 0,
             extra: &[],
@@ -262,6 +266,12 @@ impl Session {
     /// Who the client is by other proof than this dialogue's.
     pub fn set_identity(&mut self, identity: Identity) {
         self.identity = identity;
+    }
+
+    /// Whether a client that goes on talking where it has to wait ([`Session::talked_early`]) is sent away.
+    /// Then what arrives together is a matter of replies.
+    pub fn set_strict(&mut self, strict: bool) {
+        self.strict = strict;
     }
 
     /// Lines that EHLO says to this client and not to every one (`XCLIENT NAME ADDR …`). The commands
@@ -430,6 +440,11 @@ impl Session {
     /// Commands so far.
     pub fn commands(&self) -> u32 {
         self.commands
+    }
+
+    /// How often a transaction was begun or given up: what was said about the next one is about that alone.
+    pub fn turns(&self) -> u32 {
+        self.turns
     }
 
     /// Messages accepted so far.

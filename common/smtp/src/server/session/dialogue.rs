@@ -68,7 +68,19 @@ impl Session {
                 let pipelines = self.has(Extension::Pipelining)
                     && self.greeted.as_ref().is_some_and(Greeted::is_extended);
                 let last = !pipelines || matches!(&parsed, Ok(command) if command.ends_group());
-                self.early += u32::from(last && consumed < input.len());
+                let early = last && consumed < input.len();
+                self.early += u32::from(early);
+                if early && self.strict && !matches!(parsed, Ok(Command::Quit)) {
+                    let stage = match parsed {
+                        Ok(Command::Data) => "DATA",
+                        Ok(Command::Ehlo(_) | Command::Helo(_) | Command::Lhlo(_)) => "HELO",
+                        _ => "UNKNOWN",
+                    };
+                    let reply = error(554, (5, 5, 0), "Error: SMTP protocol synchronization");
+                    self.reject(stage, reply, None, None, out);
+                    self.end("improper command pipelining", out);
+                    return input.len();
+                }
                 match parsed {
                     Ok(Command::Bdat { size, last }) => self.bdat(size, last, out),
                     Err(refused) if refused.verb == "BDAT" => {
@@ -387,6 +399,7 @@ impl Session {
             Pending::Mail(mail) => {
                 let Some(greeted) = &self.greeted else { return };
                 self.transactions += 1;
+                self.turns = self.turns.wrapping_add(1);
                 self.stage = Stage::Open(Box::new(Transaction::new(greeted, *mail)));
                 self.say(250, (2, 1, 0), "Ok", out);
             }
