@@ -73,6 +73,16 @@ impl Postfix {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
+    /// Nothing is queued.
+    pub fn is_empty(&self) -> bool {
+        let queue = self.directory.path().join("queue");
+        let entries =
+            |name: &str| std::fs::read_dir(queue.join(name)).unwrap().map(|entry| entry.unwrap().path());
+        ["maildrop", "incoming", "active", "deferred"]
+            .iter()
+            .all(|name| entries(name).all(|path| path.is_dir()))
+    }
+
     fn postfix(&self, what: &str) {
         let mut command = Command::new("/usr/sbin/postfix");
         command.arg("-c").arg(self.directory.path().join("etc")).arg(what);

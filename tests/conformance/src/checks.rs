@@ -94,7 +94,7 @@ fn offered_once(reply: &Reply) -> Result<(), String> {
 fn number_or_nothing(offers: Option<&Reply>) -> Result<(), String> {
     let parameters = offers.and_then(|o| o.offer("SIZE")).unwrap_or_default();
     let digits = |p: &&str| (1..=20).contains(&p.len()) && p.bytes().all(|c| c.is_ascii_digit());
-    demand(parameters.iter().all(|p| digits(&p)), || format!("SIZE {parameters:?}"))
+    demand(parameters.iter().all(digits), || format!("SIZE {parameters:?}"))
 }
 
 /// RFC 4422 §3.1: 1 to 20 letters, digits, hyphens, underscores; RFC 4954 §3: at least one.
