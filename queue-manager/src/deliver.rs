@@ -3,7 +3,7 @@
 use postern_daemon::Host;
 use postern_event::{Attempt, Event, Level, Status};
 use postern_ipc::queue_agent::{FromAgent, Job, Outcome, Report, Target, ToAgent};
-use postern_ipc::queue_lookup::Question;
+use postern_ipc::queue_lookup::{Question, Say};
 use postern_smtp::{EnhancedCode, Reply};
 use postern_spool::{DoneStatus, LogEntry, LogRecord, QueueId, ReadError, WriteError};
 
@@ -18,7 +18,14 @@ const ACTIONS_A_TURN: usize = 500;
 
 impl QueueManager {
     pub(crate) fn hear_lookup(&mut self, host: &mut Host) {
-        while let Some((answer, _)) = self.lookup.receive(host) {
+        while let Some((said, _)) = self.lookup.receive(host) {
+            let answer = match said {
+                Say::Answer(answer) => answer,
+                Say::Turn(domain) => {
+                    self.turn_to(host, &domain);
+                    continue;
+                }
+            };
             if !self.scheduler.answer(answer.id, answer.deliveries, host.wall()) {
                 host.note(Level::Warning, "lookup answered what it was not asked");
             }
@@ -26,6 +33,16 @@ impl QueueManager {
         if self.lookup.take_lost() {
             self.scheduler.lookup_lost();
         }
+    }
+
+    /// A domain's host says that it is there (ETRN, RFC 1985): what waits for it is tried now.
+    fn turn_to(&mut self, host: &mut Host, domain: &postern_address::Domain) {
+        let messages = self.scheduler.flush_destination(domain);
+        for kind in [AgentKind::Remote, AgentKind::Lmtp] {
+            // Who does not answer may answer now. An agent that is not there has nothing to forget.
+            let _ = self.agents[kind as usize].send(host, &ToAgent::Flush);
+        }
+        host.note(Level::Info, &format!("etrn: {domain}: {messages} deferred messages are tried now"));
     }
 
     pub(crate) fn hear_agent(&mut self, host: &mut Host, kind: AgentKind) {

@@ -45,7 +45,7 @@ pub struct QueueManager {
     pub(crate) writing: HashMap<u64, Writing>,
     pub(crate) last_write: u64,
     pub(crate) ids: IdAllocator,
-    pub(crate) lookup: Port<queue_lookup::Question, queue_lookup::Answer>,
+    pub(crate) lookup: Port<queue_lookup::Question, queue_lookup::Say>,
     pub(crate) agents: [Port<ToAgent, FromAgent>; 3],
     watcher: Option<(Watcher, Token)>,
     janitor: Janitor,

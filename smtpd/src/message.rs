@@ -6,6 +6,7 @@ use postern_address::{Mailbox, ReversePath};
 use postern_message::Received;
 use postern_smtp::parameters::{Body, Hold};
 use postern_smtp::server::Finished;
+use postern_smtp::xclient::Forwarded;
 use postern_spool::{BodyType, Deadline, Envelope, Options, Origin, QueueId, Timestamp};
 
 /// What the log needs to know about a message that the spool has.
@@ -16,6 +17,8 @@ pub(crate) struct Receipt {
     pub(crate) size: u64,
     pub(crate) nrcpt: usize,
     pub(crate) message_id: Option<String>,
+    /// What XFORWARD said of it.
+    pub(crate) forwarded: Option<Forwarded>,
 }
 
 /// What the header section tells us. We change nothing in it.
@@ -86,6 +89,7 @@ pub(crate) fn prepare(
         size: finished.size,
         nrcpt: recipients.len(),
         message_id: header.message_id,
+        forwarded: None,
     };
     let body = finished.parameters.body;
     let options = options(finished, &recipients, header.utf8, arrival);

@@ -1,7 +1,7 @@
 //! queue-manager asks lookup where a recipient's mail goes. Asked at delivery, never stored, so that a
-//! corrected route or alias repairs queued mail.
+//! corrected route or alias repairs queued mail. And lookup, unasked, passes on that a client said ETRN.
 
-use postern_address::Mailbox;
+use postern_address::{Domain, Mailbox};
 use serde::{Deserialize, Serialize};
 
 use crate::link::RequestId;
@@ -14,6 +14,16 @@ pub struct Question {
     pub id: RequestId,
     /// The envelope's recipient.
     pub recipient: Mailbox,
+}
+
+/// lookup speaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Say {
+    /// An answer.
+    Answer(Answer),
+    /// Try the deferred mail for this domain now (ETRN, RFC 1985). All that comes of it from the network is
+    /// the choice of a domain that the configuration lets pass.
+    Turn(Domain),
 }
 
 /// lookup answers, in any order.

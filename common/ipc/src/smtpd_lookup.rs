@@ -29,6 +29,23 @@ pub enum Ask {
         /// The most specific first.
         keys: Vec<String>,
     },
+    /// Whose mailbox is it? [`Say::Vrfy`], told to those who may relay.
+    Vrfy(Named),
+    /// Who gets its mail? [`Say::Expn`], told to those who may relay.
+    Expn(Named),
+    /// Try this domain's waiting mail now, as ETRN's argument stands there (RFC 1985): [`Say::Turned`].
+    Etrn(String),
+}
+
+/// A name that a client asks about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// Who asks.
+    pub client: IpAddr,
+    /// It proved who it is.
+    pub authenticated: bool,
+    /// The argument of VRFY or EXPN.
+    pub name: String,
 }
 
 /// Mail for one recipient.
@@ -58,6 +75,54 @@ pub enum Say {
     Recipient(Verdict),
     /// The key that was found and its value; or why the table cannot be asked, for the log.
     Table(Result<Option<(String, String)>, String>),
+    /// What a name stands for, to VRFY.
+    Vrfy(Known),
+    /// And to EXPN.
+    Expn(Known),
+    /// What became of ETRN.
+    Turned(Turned),
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Known {
+    /// That is not for this client to know.
+    Untold,
+    /// It is another host's to say; mail for it would be taken.
+    Elsewhere,
+    /// A mailbox of ours.
+    Mailbox(Mailbox),
+    /// Ours, and its mail goes to this other address alone.
+    Forwards(Mailbox),
+    /// Who gets its mail: never empty.
+    Members(Vec<Mailbox>),
+    /// So many that no reply could hold them.
+    TooMany(usize),
+    /// A name of several domains of ours.
+    Ambiguous(Vec<Mailbox>),
+    /// Ours, and nobody.
+    Unknown,
+    /// No name and no address.
+    Malformed,
+    /// A table could not be asked. The text is for the log, not for the client.
+    Unavailable(String),
+}
+
+/// What became of ETRN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Turned {
+    /// The queue-manager was told.
+    Started,
+    /// It was told a moment ago.
+    TooOften,
+    /// We queue for other domains, or for none.
+    NotOurs,
+    /// `#`: queues have no names here.
+    NoSuchQueue,
+    /// No domain.
+    Malformed,
+    /// The queue-manager is not there.
+    Unavailable,
 }
 
 /// Whether a recipient is taken.

@@ -221,12 +221,12 @@ impl Lookup {
                 smtpd_lookup::Ask::Vrfy(named) => {
                     let accounts = self.system.at(host.now());
                     let known = self.tables.vrfy(&named, accounts, &mut read_include);
-                    Say::Named(self.told(host, known))
+                    Say::Vrfy(self.told(host, known))
                 }
                 smtpd_lookup::Ask::Expn(named) => {
                     let accounts = self.system.at(host.now());
                     let known = self.tables.expn(&named, accounts, &mut read_include);
-                    Say::Named(self.told(host, known))
+                    Say::Expn(self.told(host, known))
                 }
                 smtpd_lookup::Ask::Etrn(node) => Say::Turned(self.turn_for(host, &node)),
             };
@@ -255,20 +255,20 @@ impl Lookup {
 
     /// ETRN: what the configuration lets pass goes on to the queue-manager.
     fn turn_for(&mut self, host: &mut Host, node: &str) -> Turned {
-        let turn = match self.tables.turn(node) {
-            Ok(turn) => turn,
+        let domains = match self.tables.turn(node) {
+            Ok(domains) => domains,
             Err(why) => return why,
         };
         let Some(place) = self.queue_at.filter(|place| self.queue.is_connected(*place)) else {
             return Turned::Unavailable;
         };
-        if !self.turns.may(&turn, host.now()) {
+        let now = host.now();
+        let due: Vec<_> = domains.into_iter().filter(|domain| self.turns.may(domain, now)).collect();
+        if due.is_empty() {
             return Turned::TooOften;
         }
-        match self.queue.send(host, place, &queue_lookup::Say::Turn(turn)) {
-            true => Turned::Started,
-            false => Turned::Unavailable,
-        }
+        let sent = due.into_iter().all(|one| self.queue.send(host, place, &queue_lookup::Say::Turn(one)));
+        if sent { Turned::Started } else { Turned::Unavailable }
     }
 
     fn hear_queue(&mut self, host: &mut Host, place: usize) {

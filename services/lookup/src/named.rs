@@ -101,7 +101,9 @@ fn verified(mailbox: Mailbox, deliveries: &[Delivery]) -> Known {
     let fails = |delivery: &Delivery| matches!(&delivery.action, Action::Fail(reply) if reply.is_permanent());
     match deliveries {
         all if all.iter().all(fails) => Known::Unknown,
-        [Delivery { recipient, action: Action::Deliver(Destination::Smtp(_)), .. }] if *recipient != mailbox => {
+        [Delivery { recipient, action: Action::Deliver(Destination::Smtp(_)), .. }]
+            if *recipient != mailbox =>
+        {
             Known::Forwards(recipient.clone())
         }
         _ => Known::Mailbox(mailbox),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use postern_address::Domain;
-use postern_ipc::queue_lookup::Turn;
+use postern_config::RoutePattern;
 use postern_ipc::smtpd_lookup::Turned;
 
 use crate::routing::Tables;
@@ -19,14 +19,14 @@ const MOST: usize = 1000;
 /// When each domain was last asked for.
 #[derive(Debug, Default)]
 pub struct Turns {
-    asked: HashMap<Turn, Instant>,
+    asked: HashMap<Domain, Instant>,
 }
 
 impl Turns {
     /// Whether it may be asked for now; if so, it was.
-    pub fn may(&mut self, turn: &Turn, now: Instant) -> bool {
+    pub fn may(&mut self, domain: &Domain, now: Instant) -> bool {
         let recent = |at: &Instant| now.saturating_duration_since(*at) < AGAIN;
-        if self.asked.get(turn).is_some_and(recent) {
+        if self.asked.get(domain).is_some_and(recent) {
             return false;
         }
         if self.asked.len() >= MOST {
@@ -35,23 +35,30 @@ impl Turns {
         if self.asked.len() >= MOST {
             return false;
         }
-        self.asked.insert(turn.clone(), now);
+        self.asked.insert(domain.clone(), now);
         true
     }
 }
 
 impl Tables {
-    /// ETRN's argument: a domain, `@` and a domain for it and all below it, `#` and a queue's name.
-    pub fn turn(&self, node: &str) -> Result<Turn, Turned> {
+    /// The domains of ETRN's argument: one, or with `@` also those below it that the configuration names. `#`
+    /// and a queue's name is nothing here.
+    pub fn turn(&self, node: &str) -> Result<Vec<Domain>, Turned> {
         if node.starts_with('#') {
             return Err(Turned::NoSuchQueue);
         }
         let (below, name) = node.strip_prefix('@').map_or((false, node), |name| (true, name));
         let domain = Domain::parse(name).map_err(|_| Turned::Malformed)?;
-        match self.queues_for(&domain) {
-            true => Ok(Turn { domain, below }),
-            false => Err(Turned::NotOurs),
-        }
+        let routed = self.config.routes.iter().filter_map(|route| match &route.domain {
+            RoutePattern::Domain(domain) => Some(domain),
+            RoutePattern::Below(_) | RoutePattern::Any => None,
+        });
+        let named = routed.chain(&self.config.relay.domains).filter(|one| below && one.is_within(&domain));
+        let mut domains: Vec<Domain> = std::iter::once(&domain).chain(named).cloned().collect();
+        domains.sort();
+        domains.dedup();
+        domains.retain(|domain| self.queues_for(domain));
+        if domains.is_empty() { Err(Turned::NotOurs) } else { Ok(domains) }
     }
 }
 
@@ -62,7 +69,7 @@ mod tests {
     #[test]
     fn not_too_often_and_not_too_many() {
         let (mut turns, start) = (Turns::default(), Instant::now());
-        let turn = |name: &str| Turn { domain: Domain::parse(name).unwrap(), below: false };
+        let turn = |name: &str| Domain::parse(name).unwrap();
         assert!(turns.may(&turn("a.test"), start));
         assert!(!turns.may(&turn("a.test"), start + AGAIN / 2));
         assert!(turns.may(&turn("b.test"), start + AGAIN / 2));

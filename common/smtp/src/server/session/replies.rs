@@ -67,6 +67,7 @@ impl Session {
 
     /// Ends the transaction, wherever it is, and forgets what was taken of its content.
     pub(super) fn drop_transaction(&mut self, out: &mut Output) {
+        self.turns = self.turns.wrapping_add(1);
         let stage = std::mem::replace(&mut self.stage, Stage::Idle);
         if matches!(stage, Stage::Content(_) | Stage::Chunk(..) | Stage::Between(_)) {
             out.actions.push(Action::Dropped);
