@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use postern_spool::QueueId;
 
+use crate::explain::ExplainArguments;
+
 /// Runs, checks, asks and stops the mail system.
 #[derive(Debug, Parser)]
 #[command(name = "postern", version, about)]
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     /// Verify the queue's files, repair them, or take the messages away
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Tell what the rules do with a client and its mail, rule by rule
+    Explain(ExplainArguments),
     /// Read the configuration anew
     Reload,
     /// Stop the system; returns when it is down

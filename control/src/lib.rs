@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod explain;
 mod queue;
 mod spool;
 mod start;
@@ -82,6 +83,7 @@ fn obey(arguments: &Arguments) -> Result<(), Failure> {
         Command::Probe => status::probe(&load(path)?, arguments.json),
         Command::Queue(command) => queue::queue(&load(path)?, command, arguments.json),
         Command::Spool(command) => spool::spool(&load(path)?, command, arguments.json),
+        Command::Explain(arguments_of) => explain::explain(&load(path)?, arguments_of, arguments.json),
         Command::Reload => simple(&load(path)?, &Request::Reload, arguments.json),
         Command::Stop => {
             simple(&load(path)?, &Request::Stop, arguments.json)?;

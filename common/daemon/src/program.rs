@@ -103,6 +103,16 @@ pub trait Program: Sized {
         let _ = (host, may_change, request, connection);
     }
 
+    /// What would become of this mail? (smtpd alone)
+    fn explain(
+        &mut self,
+        host: &mut Host,
+        request: postern_ipc::explain::ExplainRequest,
+        connection: OwnedFd,
+    ) {
+        let _ = (host, request, connection);
+    }
+
     /// Numbers for `postern status`.
     fn counters(&self) -> Vec<(String, u64)> {
         Vec::new()
@@ -279,6 +289,7 @@ fn obey<P: Program>(
         (ToChild::Control { may_change, request }, Some(connection)) => {
             program.control(host, may_change, request, connection);
         }
+        (ToChild::Explain(request), Some(connection)) => program.explain(host, *request, connection),
         (ToChild::Log, Some(log)) => host.log.replace(log),
         (ToChild::Ping, _) => control.send(&FromChild::Alive(program.counters()))?,
         (message, _) => {

@@ -6,6 +6,7 @@ use postern_address::{Mailbox, ReversePath};
 use postern_spool::{BodyType, Options, QueueId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::explain::{ExplainRequest, Explained};
 use crate::supervise::Attempt;
 
 /// The control binary asks.
@@ -21,6 +22,8 @@ pub enum Request {
     Probe(Vec<Attempt>),
     /// Master passes the connection to the queue-manager.
     Queue(QueueRequest),
+    /// Master passes the connection to a worker of smtpd.
+    Explain(Box<ExplainRequest>),
 }
 
 /// What the queue-manager is asked.
@@ -56,6 +59,8 @@ pub enum Reply {
         /// `Ok` is a hole in the sandbox, `Err` the errno that closed it.
         attempts: Vec<(Attempt, Result<(), i32>)>,
     },
+    /// One step of what the rules do.
+    Explained(Box<Explained>),
     /// It was done; a line for the human.
     Done(String),
     /// It was not: why.

@@ -50,6 +50,13 @@ pub enum Explained {
         /// `local`, `relay`, or the refusal.
         verdict: String,
     },
+    /// The end.
+    Outcome {
+        /// What the client hears in the end: `accepted`, or the refusal.
+        verdict: String,
+        /// What becomes of the message besides.
+        effects: Vec<String>,
+    },
 }
 
 /// One rule, and how far its conditions were looked at.

@@ -41,6 +41,9 @@ pub enum ToChild {
         /// What was asked.
         request: crate::control::QueueRequest,
     },
+    /// A question to a worker of smtpd from whoever is at the other end of the descriptor beside this:
+    /// answer there ([`crate::control`]).
+    Explain(Box<crate::explain::ExplainRequest>),
     /// Answer [`FromChild::Alive`].
     Ping,
     /// The log, opened anew: the answer to [`FromChild::LogBroken`].

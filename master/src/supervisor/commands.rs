@@ -175,14 +175,24 @@ impl Supervisor {
             Request::Stop => self.begin_stop(false),
             Request::Queue(request) => {
                 let place = self.place_of(Peer::only(Role::QueueManager));
-                let (Some(place), Some(connection)) = (place, self.connections.remove(&token)) else {
-                    return;
-                };
-                match connection.link.into_socket() {
-                    Ok(socket) => self.tell(place, &ToChild::Control { may_change, request }, vec![socket]),
-                    Err(error) => self.log.note(Level::Warning, None, &format!("control socket: {error}")),
-                }
+                self.pass_on(token, place, &ToChild::Control { may_change, request });
             }
+            Request::Explain(request) => {
+                let place = self.living().into_iter().find(|&n| self.children[n].peer.role == Role::Smtpd);
+                self.pass_on(token, place, &ToChild::Explain(request));
+            }
+        }
+    }
+
+    /// Another program answers at the caller's connection.
+    fn pass_on(&mut self, token: Token, place: Option<usize>, message: &ToChild) {
+        let (Some(place), Some(connection)) = (place, self.connections.remove(&token)) else {
+            return self
+                .answer(Some(token), Reply::Refused("nobody runs who could say it: try again".into()));
+        };
+        match connection.link.into_socket() {
+            Ok(socket) => self.tell(place, message, vec![socket]),
+            Err(error) => self.log.note(Level::Warning, None, &format!("control socket: {error}")),
         }
     }
 

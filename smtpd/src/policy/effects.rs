@@ -49,6 +49,7 @@ impl Effects {
     }
 
     /// Nothing at all.
+    #[cfg(test)]
     pub(crate) fn is_none(&self) -> bool {
         *self == Self::default()
     }

@@ -8,6 +8,7 @@
 pub(crate) mod access;
 pub(crate) mod effects;
 pub(crate) mod engine;
+pub(crate) mod explain;
 pub(crate) mod facts;
 pub(crate) mod keys;
 pub(crate) mod shell;
