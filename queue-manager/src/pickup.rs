@@ -6,6 +6,7 @@
 //! anew with an id, an origin and a Received field of our making. Who sent it is the file's owner by the
 //! kernel's word.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,9 +17,10 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use postern_address::ReversePath;
 use postern_message::{date, fields};
+use postern_smtp::parameters::RcptParameters;
 use postern_spool::{
-    BodyType, Envelope, Found, NewMessage, Origin, QueueId, ReadError, STREAM_ABOVE, SpoolFile, Timestamp,
-    Writer,
+    BodyType, Envelope, Found, NewMessage, Options, Origin, QueueId, ReadError, STREAM_ABOVE, SpoolFile,
+    Timestamp, Writer,
 };
 
 /// Copies in `cur/` begin with this; no queue id does.
@@ -27,6 +29,10 @@ pub const COPY_PREFIX: &str = "drop-";
 const BESIDE_MAX: u64 = 8 * 1024 * 1024;
 /// Most recipients of a dropped message.
 const RECIPIENTS_MAX: usize = 10_000;
+/// Longest ENVID, type and address of ORCPT, octets.
+const ENVID_MAX: usize = 100;
+const ORCPT_KIND_MAX: usize = 40;
+const ORCPT_ADDRESS_MAX: usize = 500;
 /// Octets read from the copy at once.
 const PIECE: usize = 64 * 1024;
 /// The disk is slower than we: wait.
@@ -183,16 +189,18 @@ impl Pickup {
         let reverse_path = stored.envelope.reverse_path.clone();
         let mut prepend = header(&beginning, &reverse_path, uid, id, hostname, now);
         prepend.extend_from_slice(&stored.prepend);
-        // The recipients are kept in their order, each once.
+        // The recipients are kept in their order, each once, with what was said first of each.
         let mut seen = std::collections::BTreeSet::new();
-        let recipients = stored.envelope.recipients.iter().filter(|r| seen.insert(*r)).cloned().collect();
+        let kept = (0..).zip(&stored.envelope.recipients).filter(|(_, recipient)| seen.insert(*recipient));
+        let (places, recipients): (Vec<u32>, Vec<_>) = kept.map(|(n, r)| (n, r.clone())).unzip();
+        let options = options(&stored.envelope.options, &places);
         let envelope = Envelope {
             reverse_path,
             recipients,
             arrival: now,
             body: BodyType::SevenBit,
             origin: Origin::Local { uid },
-            options: postern_spool::Options::default(),
+            options,
         };
         let left = stored.length;
         Ok(Self { name, uid, id, envelope, prepend, copy, content: Some(content), offset, left, lines })
@@ -259,6 +267,27 @@ impl Pickup {
     fn end(&self) -> Result<(), Refusal> {
         if self.lines.at_start() { Ok(()) } else { Err(unfit("its last line does not end in CRLF")) }
     }
+}
+
+/// Of what a local program asked for, what it may ask for: reports. What it wrote there is looked at as if it
+/// came by SMTP (RFC 3461 §4.2, §4.4).
+fn options(dropped: &Options, places: &[u32]) -> Options {
+    let fits = |text: &str, most: usize| text.len() <= most && !text.chars().any(char::is_control);
+    let envid = dropped.envid.clone().filter(|envid| envid.is_ascii() && fits(envid, ENVID_MAX));
+    let said: BTreeMap<u32, &RcptParameters> =
+        dropped.recipients.iter().map(|(n, said)| (*n, said)).collect();
+    let recipient = |(n, place): (u32, &u32)| {
+        let mut said = RcptParameters::clone(said.get(place)?);
+        said.orcpt = said.orcpt.filter(|orcpt| {
+            let atom = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+            orcpt.kind.len() <= ORCPT_KIND_MAX
+                && orcpt.kind.bytes().all(atom)
+                && fits(&orcpt.address, ORCPT_ADDRESS_MAX)
+        });
+        (!said.is_empty()).then_some((n, said))
+    };
+    let recipients = (0..).zip(places).filter_map(recipient).collect();
+    Options { ret: dropped.ret, envid, recipients, ..Options::default() }
 }
 
 /// The lines we add: Received, and what the message must have and has not (RFC 6409 §8).

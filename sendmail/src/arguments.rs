@@ -4,6 +4,7 @@
 //! take a value only when glued, and programs pass dozens that have meant nothing for decades. What a
 //! program in the field was seen to pass is taken; what means nothing here is taken and ignored.
 
+use postern_smtp::parameters::{Notify, Ret};
 use postern_spool::QueueId;
 
 /// What a command line asks for.
@@ -23,6 +24,12 @@ pub struct Arguments {
     pub from_header: bool,
     /// `-v`: say what happened.
     pub verbose: bool,
+    /// `-N`: of what the sender wants to hear (RFC 3461 §4.1).
+    pub notify: Option<Notify>,
+    /// `-R`: how much of a failed message comes back.
+    pub ret: Option<Ret>,
+    /// `-V`: the sender's own name for the envelope.
+    pub envid: Option<String>,
     /// Recipients.
     pub operands: Vec<String>,
 }
@@ -74,6 +81,9 @@ pub fn parse(name: &str, arguments: &[String]) -> Result<Arguments, Usage> {
         ignore_dots: false,
         from_header: false,
         verbose: false,
+        notify: None,
+        ret: None,
+        envid: None,
         operands: Vec::new(),
     };
     let mut rest = arguments.iter();
@@ -126,6 +136,9 @@ fn with_value(parsed: &mut Arguments, letter: char, value: &str) -> Result<(), U
         'C' => parsed.config = Some(value.to_owned()),
         'F' => parsed.full_name = Some(value.to_owned()),
         'f' | 'r' => parsed.sender = Some(value.to_owned()),
+        'N' => parsed.notify = Some(notify(value)?),
+        'R' => parsed.ret = Some(ret(value)?),
+        'V' => parsed.envid = Some(envid(value)?),
         'b' => parsed.mode = mode(value)?,
         'q' => queue(parsed, value)?,
         'o' => match value {
@@ -137,6 +150,39 @@ fn with_value(parsed: &mut Arguments, letter: char, value: &str) -> Result<(), U
         _ => {}
     }
     Ok(())
+}
+
+fn notify(value: &str) -> Result<Notify, Usage> {
+    let mut notify = Notify::default();
+    if value.eq_ignore_ascii_case("never") {
+        return Ok(notify);
+    }
+    for word in value.split(',') {
+        match word.trim().to_ascii_lowercase().as_str() {
+            "success" => notify.success = true,
+            "failure" => notify.failure = true,
+            "delay" => notify.delay = true,
+            _ => return Err(Usage(format!("-N {value}: `never`, or some of `success,failure,delay`"))),
+        }
+    }
+    Ok(notify)
+}
+
+fn ret(value: &str) -> Result<Ret, Usage> {
+    match value.to_ascii_lowercase().as_str() {
+        "full" => Ok(Ret::Full),
+        "hdrs" => Ok(Ret::Headers),
+        _ => Err(Usage(format!("-R {value}: `full` or `hdrs`"))),
+    }
+}
+
+/// RFC 3461 §4.4, decoded.
+fn envid(value: &str) -> Result<String, Usage> {
+    let fits = !value.is_empty() && value.len() <= 100 && value.bytes().all(|b| matches!(b, b' '..=b'~'));
+    match fits {
+        true => Ok(value.to_owned()),
+        false => Err(Usage(format!("-V {value}: 1 to 100 printable ASCII characters"))),
+    }
 }
 
 fn mode(letter: &str) -> Result<Mode, Usage> {
@@ -214,6 +260,10 @@ mod tests {
         assert_eq!(of(RECORDED[10]).operands, ["R1", "R2"]);
         assert_eq!(of(RECORDED[14]).operands, ["DEST"]);
         assert_eq!(of(RECORDED[15]).operands, ["foo", "x@y"]);
+        assert_eq!(of(RECORDED[7]).notify, Some(Notify { success: false, failure: true, delay: true }));
+        let all = of(RECORDED[15]);
+        assert_eq!(all.notify, Some(Notify::default()));
+        assert_eq!((all.ret, all.envid.as_deref()), (Some(Ret::Headers), Some("id")));
     }
 
     #[test]
@@ -236,7 +286,16 @@ mod tests {
         assert_eq!(parse("newaliases", &[]).unwrap().mode, Mode::Aliases);
         let id = QueueId::from_u64(7);
         assert_eq!(of(&format!("-qI{id}")).mode, Mode::Flush(Some(id)));
-        for line in [&["-bt"][..], &["-Z"], &["-f"], &["-qRx.test"], &["-qInonsense"]] {
+        for line in [
+            &["-bt"][..],
+            &["-Z"],
+            &["-f"],
+            &["-qRx.test"],
+            &["-Nsometimes"],
+            &["-R", "half"],
+            &["-V", ""],
+            &["-qInonsense"],
+        ] {
             let words: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();
             assert!(parse("sendmail", &words).is_err(), "{line:?}");
         }

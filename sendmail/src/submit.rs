@@ -9,8 +9,10 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use postern_address::{Mailbox, ReversePath};
 use postern_config::Config;
+use postern_smtp::parameters::RcptParameters;
 use postern_spool::{
-    BodyType, Envelope, IdAllocator, NewMessage, Origin, QueueId, Slot, Timestamp, WriteError, write_one,
+    BodyType, Envelope, IdAllocator, NewMessage, Options, Origin, QueueId, Slot, Timestamp, WriteError,
+    write_one,
 };
 
 use crate::arguments::Arguments;
@@ -64,7 +66,8 @@ pub(crate) fn submit(
         hostname: home,
     };
     let header::Prepared { prepend, body } = header::prepare(&message, &author);
-    let envelope = envelope(sender, recipients, caller, now, &body)?;
+    let mut envelope = envelope(sender, recipients, caller, now, &body)?;
+    envelope.options = options(arguments, &envelope);
     drop.put(NewMessage { id, envelope, prepend, body }).map_err(|error| drop.failure(&error))?;
     Ok(id)
 }
@@ -98,8 +101,20 @@ pub(crate) fn envelope(
         arrival,
         body,
         origin: Origin::Local { uid: caller.uid },
-        options: postern_spool::Options::default(),
+        options: Options::default(),
     })
+}
+
+/// What the command line asks for: of every recipient the same.
+fn options(arguments: &Arguments, envelope: &Envelope) -> Options {
+    let said = |n| (n, RcptParameters { notify: arguments.notify, orcpt: None });
+    let places = 0..envelope.recipients.len() as u32;
+    Options {
+        ret: arguments.ret,
+        envid: arguments.envid.clone(),
+        recipients: arguments.notify.map(|_| places.map(said).collect()).unwrap_or_default(),
+        ..Options::default()
+    }
 }
 
 fn read(input: &mut impl Read, ignore_dots: bool, most: u64) -> Result<Vec<u8>, Failure> {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::channel;
 
 use postern_address::Mailbox;
+use postern_smtp::parameters::{Notify, OriginalRecipient, Ret};
 use postern_spool::{WriterDirs, create_directories, write_one};
 use proptest::prelude::*;
 
@@ -80,6 +81,45 @@ fn dropped(id: u64, body: &[u8]) -> NewMessage {
         options: postern_spool::Options::default(),
     };
     NewMessage { id: QueueId::from_u64(id), envelope, prepend: Vec::new(), body: body.to_vec() }
+}
+
+#[test]
+fn what_a_local_program_asks_for() {
+    let said = |n, success, kind: &str, address: &str| {
+        let orcpt = Some(OriginalRecipient { kind: kind.into(), address: address.into() });
+        (n, RcptParameters { notify: Some(Notify { success, failure: true, delay: false }), orcpt })
+    };
+    let spool = Spool::new();
+    let mut message = dropped(1_000_000, b"A: b\r\n");
+    message.envelope.recipients.swap(1, 2);
+    message.envelope.options = Options {
+        ret: Some(Ret::Headers),
+        envid: Some("mine".into()),
+        // Not for a local program to ask.
+        priority: 9,
+        held: true,
+        hold_until: Some(Timestamp(1)),
+        // Of u@, of u@ again, and of w@, whose place is another when u@ is there once.
+        recipients: vec![
+            said(0, true, "rfc822", "u@x"),
+            said(1, false, "rfc822", "again@x"),
+            said(2, false, "rfc822\r\nQUIT", "w@x"),
+        ],
+        ..Options::default()
+    };
+    write_one(spool.open("drop").as_fd(), &message).unwrap();
+    let mut pickup = spool.pick_up(message.id).unwrap();
+    spool.take(&mut pickup).unwrap();
+    let file = SpoolFile::open(spool.open("new").as_fd(), &QueueId::from_u64(77).to_string()).unwrap();
+    let mut w = said(1, false, "", "").1;
+    w.orcpt = None;
+    let expected = Options {
+        ret: Some(Ret::Headers),
+        envid: Some("mine".into()),
+        recipients: vec![said(0, true, "rfc822", "u@x"), (1, w)],
+        ..Options::default()
+    };
+    assert_eq!(file.messages()[0].envelope.options, expected);
 }
 
 #[test]

@@ -163,9 +163,9 @@ impl Client {
     }
 
     /// Begins a transaction, or gives it back when the session cannot take one now.
-    pub fn begin(&mut self, transaction: Transaction) -> Result<(), Transaction> {
+    pub fn begin(&mut self, transaction: Transaction) -> Result<(), Box<Transaction>> {
         if self.state != State::Idle || transaction.recipients.is_empty() {
-            return Err(transaction);
+            return Err(Box::new(transaction));
         }
         let lmtp = self.protocol == Protocol::Lmtp;
         let (open, refused) = Open::new(transaction, lmtp, self.needs_reset, self.extensions);
