@@ -40,6 +40,8 @@ fn samples(things: &Things) -> Vec<(Event<'_>, &'static str)> {
         name: Some("far.example".into()),
         address: Some("198.51.100.7".parse().unwrap()),
         ident: Some("4Qx".into()),
+        helo: Some("far".into()),
+        protocol: Some("ESMTP".into()),
         ..Default::default()
     }));
     let (from, why) = (&things.from, "timeout after RCPT");
