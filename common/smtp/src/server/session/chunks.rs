@@ -10,10 +10,17 @@ use crate::server::chunks::{Chunks, Fault};
 use crate::server::extensions::Extension;
 use crate::server::question::{Pending, Question};
 
+/// A chunk larger than this is never there to be read to its end.
+const CHUNK_MAX: u64 = 1 << 40;
+
 impl Session {
     /// BDAT. Whatever is wrong with it, its octets follow: they are read before the reply is written, and
     /// never taken for commands.
     pub(super) fn bdat(&mut self, size: u64, last: bool, out: &mut Output) {
+        if size > CHUNK_MAX {
+            self.reject("BDAT", too_big(), None, None, out);
+            return self.end("chunk without end", out);
+        }
         let misplaced = |text| error(503, (5, 5, 1), text);
         if !self.settings.extensions.has(Extension::Chunking) {
             let reply = error(502, (5, 5, 1), "Error: command not implemented");

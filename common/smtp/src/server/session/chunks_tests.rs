@@ -108,6 +108,15 @@ fn without_a_size_nothing_is_certain() {
 }
 
 #[test]
+fn nobody_waits_for_a_chunk_without_end() {
+    for size in ["1099511627777", "18446744073709551615", "99999999999999999999"] {
+        let mut bench = open("");
+        assert_eq!(bench.codes(&format!("BDAT {size} LAST\r\nQUIT\r\n")), [552]);
+        assert_eq!(bench.closed, Some("chunk without end"));
+    }
+}
+
+#[test]
 fn switched_off() {
     let mut settings = settings(Protocol::Smtp);
     settings.extensions = Extensions::all().without(Extension::Chunking);

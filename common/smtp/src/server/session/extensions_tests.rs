@@ -33,7 +33,7 @@ fn what_is_offered_can_be_switched_off_each_by_itself() {
             && !plain.has(Extension::SmtpUtf8)
             && plain.has(Extension::Chunking)
     );
-    assert_eq!(Extensions::all().without(Extension::Chunking).has(Extension::BinaryMime), false);
+    assert!(!Extensions::all().without(Extension::Chunking).has(Extension::BinaryMime));
 }
 
 #[test]
