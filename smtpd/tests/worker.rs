@@ -213,7 +213,7 @@ fn submissions_within_tls() {
     let rig = start_with(Service::Submissions, limits(), vec![(Peer::only(Role::Keys), keys)]);
     let mut client = rig.connect_tls(&certificate);
     client.expect("220 mx.test ESMTP Postern");
-    assert_eq!(client.say("EHLO client.test\r\n").len(), 6);
+    assert!(client.say("EHLO client.test\r\n").len() > 6);
     let line = [&[b'x'; 998][..], b"\r\n"].concat();
     for lines in [1, 3_000] {
         client.send(ENVELOPE.as_bytes());
@@ -291,8 +291,7 @@ fn two_thousand_sessions_at_once() {
 
 #[test]
 fn a_spool_that_fails_is_a_451_and_the_session_goes_on() {
-    let mut rig = plain();
-    rig.break_spool();
+    let mut rig = rig::start_without_disk();
     let mut client = rig.greeted();
     for lines in [1, 2_000] {
         client.send(ENVELOPE.as_bytes());

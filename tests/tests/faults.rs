@@ -168,9 +168,9 @@ fn cpu(pid: u32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// The file system turns read-only under the running system, and back.
+/// As ext4 does by itself when it meets an error: refused while it lasts, and nothing is lost by it.
 #[test]
-fn a_read_only_file_system() {
+fn a_file_system_that_turns_read_only() {
     if !have_root() || !have(&["mkfs.ext4"]) {
         return;
     }
@@ -182,11 +182,17 @@ fn a_read_only_file_system() {
     let mut client = system.smtp();
     let id = client.send("a@x.test", &["u@v.test"], &message("before")).unwrap();
     system.finished(&id);
-    until("it is read-only", Duration::from_secs(20), || disk.remount("ro").then_some(()));
-    let refused = client.send("a@x.test", &["u@v.test"], &message("refused")).expect_err("a worthless 250");
-    assert!(refused.is("451 4.3.0"), "{refused}");
-    assert!(disk.remount("rw"));
-    let id = client.send("a@x.test", &["u@v.test"], &message("after")).unwrap();
+    assert!(disk.remount("errors=remount-ro,abort"));
+    for _ in 0..3 {
+        let refused =
+            client.send("a@x.test", &["u@v.test"], &message("refused")).expect_err("a worthless 250");
+        assert!(refused.is("451 4.3.0"), "{refused}");
+    }
+    system.stop();
+    disk.unmount();
+    disk.mount();
+    system.start_again();
+    let id = system.smtp().send("a@x.test", &["u@v.test"], &message("after")).unwrap();
     system.finished(&id);
     assert_eq!(system.maildir("u@v.test").len(), 2);
     system.stop();
