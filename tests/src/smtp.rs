@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpStream};
 use std::time::Duration;
+
+use crate::process::until;
 
 /// How long a reply may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -79,6 +81,27 @@ impl Smtp {
     /// Sends bytes as they are, unless the server went away.
     pub fn try_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)
+    }
+
+    /// Waits until the server has read what was sent so far, so that what is sent next comes to it alone. Both
+    /// sides must be on this machine.
+    pub fn wait_until_read(&self) {
+        let stream = self.stream.get_ref();
+        let (Ok(SocketAddr::V4(ours)), Ok(SocketAddr::V4(theirs))) =
+            (stream.local_addr(), stream.peer_addr())
+        else {
+            panic!("only over IPv4")
+        };
+        // As the kernel prints it: the address as it lies in memory.
+        let shown = |a: SocketAddrV4| format!("{:08X}:{:04X}", u32::from_ne_bytes(a.ip().octets()), a.port());
+        let ends = [shown(theirs), shown(ours)];
+        until("the server reads", PATIENCE, || {
+            let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            let mut sockets = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            // A socket that is gone reads nothing more.
+            let socket = sockets.find(|fields| fields.get(1..3).is_some_and(|of| of == ends));
+            socket.is_none_or(|fields| fields[4].ends_with(":00000000")).then_some(())
+        });
     }
 
     /// Reads one reply.
