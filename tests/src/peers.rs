@@ -209,7 +209,7 @@ pub(crate) fn scratch(name: &str) -> TempDir {
 }
 
 /// The user of strangers' servers: `nobody` for root, the caller otherwise. Name, user id, group id.
-fn peer_user() -> (String, u32, u32) {
+pub(crate) fn peer_user() -> (String, u32, u32) {
     let user = if nix::unistd::geteuid().is_root() {
         nix::unistd::User::from_name("nobody").unwrap().unwrap()
     } else {
@@ -218,16 +218,16 @@ fn peer_user() -> (String, u32, u32) {
     (user.name, user.uid.as_raw(), user.gid.as_raw())
 }
 
-fn group_name(gid: u32) -> String {
+pub(crate) fn group_name(gid: u32) -> String {
     nix::unistd::Group::from_gid(gid.into()).unwrap().unwrap().name
 }
 
-fn give_to_peer(path: &Path) {
+pub(crate) fn give_to_peer(path: &Path) {
     let (_, uid, gid) = peer_user();
     std::os::unix::fs::chown(path, Some(uid), Some(gid)).unwrap();
 }
 
-fn write(directory: &TempDir, name: &str, text: &str) {
+pub(crate) fn write(directory: &TempDir, name: &str, text: &str) {
     let path = directory.path().join(name);
     std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
     give_to_peer(&path);
