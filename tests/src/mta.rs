@@ -31,6 +31,11 @@ impl Postfix {
     /// Starts it. `bare` is its setting for LF without CR: `no`, which takes it for a line end, is what Debian
     /// gives; `normalize` and `reject` are the others. With `tls` it offers STARTTLS.
     pub fn start(bare: &str, tls: bool) -> Self {
+        Self::start_with(bare, tls, "")
+    }
+
+    /// The same, with further lines of `main.cf`.
+    pub fn start_with(bare: &str, tls: bool, more: &str) -> Self {
         let (directory, address) = (scratch("postfix"), Address::claim());
         let d = directory.path();
         for name in ["etc", "queue", "data", "mail"] {
@@ -50,7 +55,8 @@ impl Postfix {
                 .replace("@UID@", &nobody.uid.to_string())
                 .replace("@GID@", &nobody.gid.to_string())
         };
-        std::fs::write(d.join("etc/main.cf"), fill(include_str!("mta/main.cf"))).unwrap();
+        let main = fill(include_str!("mta/main.cf")) + more;
+        std::fs::write(d.join("etc/main.cf"), main).unwrap();
         std::fs::write(d.join("etc/master.cf"), fill(include_str!("mta/master.cf"))).unwrap();
         let this = Self { directory, address };
         this.postfix("start");
@@ -122,33 +128,12 @@ impl Exim {
 
     /// Starts it.
     pub fn start() -> Self {
-        let (directory, address) = (scratch("exim"), Address::claim());
+        let address = Address::claim();
+        let config =
+            include_str!("mta/exim.conf").replace("@IP@", &address.ip.to_string()).replace("@PORT@", "2525");
+        let directory = Self::home(&config);
         let d = directory.path();
-        for name in ["etc", "etc/exim4", "spool", "log", "mail"] {
-            std::fs::create_dir(d.join(name)).unwrap();
-        }
-        make_certificate(d);
-        let nobody = User::from_name("nobody").unwrap().unwrap();
-        let (uid, gid) = (nobody.uid.as_raw(), nobody.gid.as_raw());
-        for name in [".", "spool", "log", "mail", "key.pem", "chain.pem"] {
-            chown(d.join(name), Some(uid), Some(gid)).unwrap();
-        }
-        // Another name for nobody.
-        let with = |file: &str, line: String| {
-            let text = std::fs::read_to_string(Path::new("/etc").join(file)).unwrap();
-            std::fs::write(d.join("etc").join(file), format!("{text}\n{line}\n")).unwrap();
-        };
-        with("passwd", format!("Debian-exim:x:{uid}:{gid}::/:/usr/sbin/nologin"));
-        with("group", format!("Debian-exim:x:{gid}:"));
-        let config = include_str!("mta/exim.conf")
-            .replace("@DIRECTORY@", &d.display().to_string())
-            .replace("@IP@", &address.ip.to_string())
-            .replace("@PORT@", "2525");
-        std::fs::write(d.join("etc/exim4/exim4.conf"), config).unwrap();
-        let script = "mount -t overlay overlay -o \"lowerdir=$1/etc:/etc\" /etc && \
-                      mount --bind \"$2/usr/sbin\" /usr/sbin && exec /usr/sbin/exim4 -bdf";
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(d).arg(EXIM);
+        let mut command = Self::command(d, &["-bdf"]);
         let errors = std::fs::File::create(d.join("stderr")).unwrap();
         command.current_dir("/").stdout(Stdio::null()).stderr(errors);
         let mut process = Process::start(&mut command);
@@ -174,7 +159,62 @@ impl Exim {
 
     /// What it logged.
     pub fn log(&self) -> String {
-        let read = |name: &str| std::fs::read_to_string(self.directory.path().join(name)).unwrap_or_default();
+        Self::logged(self.directory.path())
+    }
+
+    /// Hands it a message for `recipients`, which it sends to the server at `to` at once, in chunks and with
+    /// PRDR where they are offered. Returns what it logged.
+    pub fn sends(to: SocketAddr, from: &str, recipients: &[&str], message: &[u8]) -> String {
+        let config = include_str!("mta/exim-client.conf")
+            .replace("@IP@", &to.ip().to_string())
+            .replace("@PORT@", &to.port().to_string());
+        let directory = Self::home(&config);
+        std::fs::write(directory.path().join("message"), message).unwrap();
+        let mut command = Self::command(directory.path(), &["-odf", "-oi", "-f", from]);
+        command.args(recipients).current_dir("/");
+        command.stdin(std::fs::File::open(directory.path().join("message")).unwrap());
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        said + &Self::logged(directory.path())
+    }
+
+    /// A directory with all it needs.
+    fn home(config: &str) -> TempDir {
+        let directory = scratch("exim");
+        let d = directory.path();
+        for name in ["etc", "etc/exim4", "spool", "log", "mail"] {
+            std::fs::create_dir(d.join(name)).unwrap();
+        }
+        make_certificate(d);
+        let nobody = User::from_name("nobody").unwrap().unwrap();
+        let (uid, gid) = (nobody.uid.as_raw(), nobody.gid.as_raw());
+        for name in [".", "spool", "log", "mail", "key.pem", "chain.pem"] {
+            chown(d.join(name), Some(uid), Some(gid)).unwrap();
+        }
+        // Another name for nobody.
+        let with = |file: &str, line: String| {
+            let text = std::fs::read_to_string(Path::new("/etc").join(file)).unwrap();
+            std::fs::write(d.join("etc").join(file), format!("{text}\n{line}\n")).unwrap();
+        };
+        with("passwd", format!("Debian-exim:x:{uid}:{gid}::/:/usr/sbin/nologin"));
+        with("group", format!("Debian-exim:x:{gid}:"));
+        let config = config.replace("@DIRECTORY@", &d.display().to_string());
+        std::fs::write(d.join("etc/exim4/exim4.conf"), config).unwrap();
+        directory
+    }
+
+    /// Exim with these arguments, in a mount namespace of its own.
+    fn command(home: &Path, arguments: &[&str]) -> Command {
+        let script = "mount -t overlay overlay -o \"lowerdir=$1/etc:/etc\" /etc && \
+                      mount --bind \"$2/usr/sbin\" /usr/sbin && shift 2 && exec /usr/sbin/exim4 \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(home).arg(EXIM);
+        command.args(arguments);
+        command
+    }
+
+    fn logged(directory: &Path) -> String {
+        let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap_or_default();
         ["stderr", "log/mainlog", "log/rejectlog", "log/paniclog"].map(read).concat()
     }
 }

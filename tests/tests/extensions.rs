@@ -3,7 +3,7 @@
 
 use postern_smtp::parameters::{ByMode, Notify, OriginalRecipient, RcptParameters, Ret};
 use postern_spool::{BodyType, Envelope};
-use postern_tests::{Builder, Reply, Smtp, System, have, message, python};
+use postern_tests::{Builder, Exim, Reply, Smtp, System, have, have_root, message, python, skip};
 
 /// A port where nobody is: what goes there stays in the queue.
 const NOWHERE: &str = "smtp:[127.0.0.1]:1";
@@ -409,6 +409,27 @@ fn a_reply_for_each_recipient() {
     assert!(replies.iter().all(|reply| reply.queue_id().as_ref() == Some(&id)), "{replies:?}");
     client.says("NOOP", "250");
     system.finished(&id);
+}
+
+#[test]
+fn in_chunks_from_exim() {
+    if !have_root() || !(Exim::is_there() || skip("Exim is not unpacked (tests/install-packages)")) {
+        return;
+    }
+    let system = System::builder().users(&["u@v.test", "w@v.test"]).start();
+    let text = b"From: a@x.test\nTo: u@v.test\nSubject: from Exim\n\n.\n..\nend\n".to_vec();
+    let log = Exim::sends(system.address(), "a@x.test", &["u@v.test", "w@v.test"], &text);
+    // `K`: by BDAT; `PRDR`: with a reply for each.
+    let sent: Vec<_> = log.lines().filter(|line| line.contains(" => ") || line.contains(" -> ")).collect();
+    assert!(
+        sent.len() == 2 && sent.iter().all(|line| line.contains(" K ") && line.contains(" PRDR ")),
+        "{log}"
+    );
+    for to in ["u@v.test", "w@v.test"] {
+        let mails = system.wait_maildir(to, 1);
+        let bytes = String::from_utf8_lossy(&mails[0].bytes).into_owned();
+        assert!(bytes.ends_with("\n\n.\n..\nend\n"), "{bytes}");
+    }
 }
 
 #[test]
