@@ -60,6 +60,10 @@ pub(crate) struct Connection {
     pub(crate) forwarding: Option<Box<Forwarding>>,
     /// How often XCLIENT changed who the client is.
     pub(crate) changes: u16,
+    /// XCLIENT told its name, or that it has none.
+    pub(crate) name_told: bool,
+    /// Which of our listeners took it.
+    pub(crate) listener: u16,
     /// In the list of those to be flushed at the end of the turn.
     pub(crate) dirty: bool,
     /// The disk has to take what we have before we read more.
@@ -161,6 +165,8 @@ impl Connection {
             receipt: None,
             forwarding: None,
             changes: 0,
+            name_told: false,
+            listener: 0,
             beside: None,
             dirty: false,
             paused: false,
@@ -173,6 +179,11 @@ impl Connection {
             octets: 0,
             asked: now,
         }
+    }
+
+    /// What verify knows the session by: another client in it is another session there.
+    pub(crate) fn counted_as(&self) -> u64 {
+        self.key.request(self.changes)
     }
 
     /// For events.

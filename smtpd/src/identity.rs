@@ -8,6 +8,7 @@ use postern_address::Mailbox;
 use postern_daemon::Host;
 use postern_event::Event;
 use postern_ipc::smtpd_lookup::{Known, Named, Turned};
+use postern_ipc::smtpd_verify::{ClientFacts, ClientName};
 use postern_smtp::server::{Answer, Identity};
 use postern_smtp::xclient::{Forwarded, Told, XCLIENT_KEYWORDS, XFORWARD_KEYWORDS, Xclient, Xforward};
 use postern_smtp::{EnhancedCode, Reply};
@@ -48,10 +49,10 @@ impl Worker {
         let teller = connection.address;
         if let Some(address) = said.address {
             connection.address = address.known().unwrap_or(NOBODY);
-            connection.name = None;
+            (connection.name, connection.name_told) = (None, false);
         }
         if let Some(name) = said.name {
-            connection.name = name.known();
+            (connection.name, connection.name_told) = (name.known(), true);
         }
         if let Some(login) = said.login {
             connection.session.set_identity(match login {
@@ -60,9 +61,13 @@ impl Worker {
             });
         }
         connection.forwarding = None;
-        // What was asked about the name of the one before is not about this one.
-        connection.changes = connection.changes.wrapping_add(1);
         connection.client_replaced();
+        // The one before is gone: what it was allowed, what lists said of it, its name.
+        self.give_back(host, connection);
+        connection.changes = connection.changes.wrapping_add(1);
+        connection.guard = self.abuse.guard_after(&connection.guard, connection.address);
+        connection.session.set_strict(!connection.guard.is_exempt());
+        self.introduce(host, connection, connection.listener);
         let client = connection.client();
         host.emit(&Event::Connect { session: connection.id, client, proxy: Some(teller) });
         Answer::Accepted
@@ -92,6 +97,15 @@ impl Connection {
             .take()
             .filter(|forwarding| forwarding.turn + 1 == turn)
             .map(|forwarding| forwarding.said)
+    }
+
+    /// verify says who the client is; what XCLIENT told of its name stands.
+    pub(crate) fn learn_name(&mut self, facts: &mut ClientFacts) {
+        if self.name_told {
+            facts.name = self.name.clone().map_or(ClientName::Unknown, ClientName::Confirmed);
+        } else if let ClientName::Confirmed(name) = &facts.name {
+            self.name = Some(name.clone());
+        }
     }
 
     /// VRFY's or EXPN's question.

@@ -382,6 +382,7 @@ impl Smtpd {
         connection.session.set_strict(!connection.guard.is_exempt());
         let limits = &self.config.limits;
         connection.session.offer(identity::offers(address, &limits.xclient, &limits.xforward));
+        connection.listener = at as u16;
         let connection = entry.insert(connection);
         self.worker.introduce(host, connection, at as u16);
         for action in out.actions {
@@ -433,10 +434,11 @@ impl Smtpd {
                 continue;
             };
             match answer.say {
-                smtpd_verify::Say::Client(facts) => {
-                    if let smtpd_verify::ClientName::Confirmed(name) = &facts.name {
-                        connection.name = Some(name.clone());
-                    }
+                // Of the client before XCLIENT.
+                smtpd_verify::Say::Client(_) if ticket != connection.changes => {}
+                smtpd_verify::Say::Lease(_) if ticket != connection.changes && connection.guard.is_new() => {}
+                smtpd_verify::Say::Client(mut facts) => {
+                    connection.learn_name(&mut facts);
                     self.worker.lists_said(host, connection, &facts);
                     self.worker.client_known(host, connection, facts);
                 }

@@ -1,12 +1,12 @@
-//! Who a client is when somebody else says so: haproxy's PROXY protocol.
+//! Who a client is when somebody else says so: haproxy's PROXY protocol, Postfix's XCLIENT and XFORWARD.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use postern_tests::{Address, Process, Smtp, System, have, message, until};
+use postern_tests::{Address, Postfix, Process, Smtp, System, have, have_root, message, until};
 
 /// A generous wait.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,11 +46,10 @@ fn rest(mut stream: TcpStream) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// A dialogue sent at once behind a header, and the codes of the replies.
-fn say(address: SocketAddr, header: &[u8], dialogue: &str) -> Vec<String> {
+/// What is sent first, and the codes of the replies.
+fn say(address: SocketAddr, header: &[u8]) -> Vec<String> {
     let mut stream = connect(address);
     stream.write_all(header).unwrap();
-    stream.write_all(dialogue.as_bytes()).unwrap();
     rest(stream).lines().map(|line| line.chars().take(9).collect()).collect()
 }
 
@@ -61,7 +60,6 @@ const VERSION_2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\x07\xc0\
 fn a_client_is_who_the_proxy_says() {
     let system = proxied();
     let address = system.addresses("submission")[0];
-    let dialogue = "EHLO client.test\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@sink.test>\r\nQUIT\r\n";
     // Each of these may relay or may not, by the address that is told: the proxy itself may not.
     let version_1: &[u8] = b"PROXY TCP4 203.0.113.7 192.0.2.1 4000 25\r\n";
     let v6: &[u8] = b"PROXY TCP6 2001:db8::7 2001:db8::1 4000 25\r\n";
@@ -76,9 +74,22 @@ fn a_client_is_who_the_proxy_says() {
         (local, "127.0.0.1", false),
     ] {
         let mark = system.log.mark();
-        let said = say(address, header, dialogue);
-        let rcpt = said.iter().rev().nth(1).unwrap();
-        assert_eq!(rcpt, if relays { "250 2.1.5" } else { "554 5.7.1" }, "{header:?}: {said:?}");
+        let mut stream = BufReader::new(connect(address));
+        stream.get_mut().write_all(header).unwrap();
+        for (line, expected) in [
+            ("", "220"),
+            ("EHLO client.test", "250"),
+            ("MAIL FROM:<a@x.test>", "250"),
+            ("RCPT TO:<b@sink.test>", if relays { "250 2.1.5" } else { "554 5.7.1" }),
+            ("QUIT", "221"),
+        ] {
+            if !line.is_empty() {
+                stream.get_mut().write_all(format!("{line}\r\n").as_bytes()).unwrap();
+            }
+            let last = |line: &String| line.chars().nth(3) == Some(' ');
+            let reply = stream.by_ref().lines().map(Result::unwrap).find(last).unwrap();
+            assert!(reply.starts_with(expected), "{header:?}: {line}: {reply}");
+        }
         let connect = system.log.wait_from(mark, "connect", |e| e["client_address"] == client, PATIENCE);
         assert_eq!(connect["proxy"], "127.0.0.1");
         let session = connect["session"].clone();
@@ -117,7 +128,7 @@ fn without_a_header_nobody_is_heard() {
         b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\x0c",
         &long,
     ] {
-        assert_eq!(say(address, header, ""), ["554 5.7.1"], "{header:?}");
+        assert_eq!(say(address, header), ["554 5.7.1"], "{header:?}");
     }
     system.wait("reject", |e| e["stage"] == "CONNECT" && e["reply"] == "554 5.7.1 Error: no PROXY header");
     // A check that says nothing is nobody's business.
@@ -128,7 +139,7 @@ fn without_a_header_nobody_is_heard() {
     assert!(refused.greeting().is("554 5.7.1"), "{:?}", refused.greeting());
     system.wait("reject", |e| e["client_address"] == "127.0.0.9");
     // Within TLS nothing is said in clear text.
-    assert_eq!(say(system.addresses("submissions")[0], b"EHLO client.test\r\n", ""), [""; 0]);
+    assert_eq!(say(system.addresses("submissions")[0], b"EHLO client.test\r\n"), [""; 0]);
     // And the usual port understands no header.
     assert!(system.smtp().says("PROXY TCP4 203.0.113.7 192.0.2.1 4000 25", "500").is("500"));
     let connects = system.log.events().into_iter().filter(|e| e["event"] == "connect");
@@ -205,4 +216,150 @@ fn by_way_of_haproxy() {
     system.log.wait_from(mark, "connect", |e| e["client_address"] == "127.0.0.1", PATIENCE);
     // Its checks come from itself, and end well: `quit`.
     system.wait("disconnect", |e| e["why"] == "quit" && e["commands"] == 2);
+}
+
+/// 127.0.0.1 may say XCLIENT and XFORWARD; 203.0.113.0/24 may relay.
+fn trusting() -> System {
+    System::builder()
+        .set("smtp", "xclient", "[\"127.0.0.1\"]")
+        .set("smtp", "xforward", "[\"127.0.0.1\"]")
+        .set("relay", "networks", "[\"203.0.113.0/24\"]")
+        .route("sink.test", "discard")
+        .start()
+}
+
+fn relays(client: &mut Smtp, expected: &str) {
+    client.ehlo();
+    client.dialogue(&[("MAIL FROM:<a@x.test>", "250"), ("RCPT TO:<b@sink.test>", expected), ("RSET", "250")]);
+}
+
+#[test]
+fn xclient_makes_another_client_of_the_session() {
+    let system = trusting();
+    let mut client = system.smtp();
+    let offered = client.ehlo();
+    assert!(offered.lines.contains(&"XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT".to_owned()));
+    relays(&mut client, "554 5.7.1");
+    client.says("XCLIENT NAME=good.example ADDR=203.0.113.7 PORT=4000", "220 mx.test");
+    // As after the first greeting, nothing of before counts.
+    client.says("MAIL FROM:<a@x.test>", "503");
+    relays(&mut client, "250");
+    let id = client.send("a@x.test", &["u@v.test"], &message("xclient")).unwrap();
+    let accepted = system.wait("accepted", |e| e["id"] == id);
+    assert_eq!(
+        (&accepted["client_address"], &accepted["client_name"]),
+        (&"203.0.113.7".into(), &"good.example".into())
+    );
+    let mails = system.wait_maildir("u@v.test", 1);
+    assert!(mails[0].headers("Received")[0].contains("(good.example [203.0.113.7])"));
+    let connect = system.wait("connect", |e| e["client_address"] == "203.0.113.7");
+    assert_eq!(connect["proxy"], "127.0.0.1");
+    // Whoever may say it once may say it again; what it cannot be is refused, and nothing changes.
+    client.dialogue(&[("MAIL FROM:<a@x.test>", "250"), ("XCLIENT ADDR=192.0.2.1", "503"), ("RSET", "250")]);
+    for text in ["XCLIENT", "XCLIENT ADDR=host", "XCLIENT REVERSE=x", "XCLIENT NAME=a..b", "XCLIENT ADDR"] {
+        client.says(text, "501 5.5.4");
+    }
+    client.dialogue(&[("MAIL FROM:<a@x.test>", "250"), ("RCPT TO:<b@sink.test>", "250"), ("RSET", "250")]);
+    client.says("XCLIENT ADDR=[UNAVAILABLE] NAME=[UNAVAILABLE]", "220");
+    relays(&mut client, "554 5.7.1");
+    client.says("XCLIENT ADDR=IPV6:2001:db8::7 LOGIN=ann", "220");
+    relays(&mut client, "250");
+    client.says("xclient login=[unavailable]", "220");
+    relays(&mut client, "554 5.7.1");
+    client.quit();
+    // A batch: what follows waits for the new greeting and is the new client's.
+    let mut client = system.smtp();
+    client.bytes(
+        b"EHLO a\r\nXCLIENT ADDR=203.0.113.8\r\nEHLO b\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@sink.test>\r\n",
+    );
+    for expected in ["250", "220", "250", "250", "250 2.1.5"] {
+        client.expect(expected);
+    }
+    // Nobody else is offered it, or heard.
+    let mut stranger = Smtp::connect_from("127.0.0.9".parse().unwrap(), system.address());
+    assert!(!stranger.ehlo().lines.iter().any(|line| line.starts_with('X')));
+    stranger.says("XCLIENT ADDR=203.0.113.7", "502 5.5.1");
+    stranger.says("XFORWARD ADDR=203.0.113.7", "502 5.5.1");
+    relays(&mut stranger, "554 5.7.1");
+}
+
+#[test]
+fn xclient_by_swaks() {
+    if !have(&["swaks"]) {
+        return;
+    }
+    let system = trusting();
+    for (address, fine) in [("203.0.113.7", true), ("192.0.2.7", false)] {
+        let mut swaks = Command::new("swaks");
+        swaks.args(["--server", &system.address().to_string(), "--from", "a@x.test", "--to", "b@sink.test"]);
+        swaks.args(["--xclient-addr", address, "--xclient-name", "some.example", "--helo", "client.test"]);
+        let output = swaks.output().unwrap();
+        assert_eq!(output.status.success(), fine, "{}", String::from_utf8_lossy(&output.stdout));
+    }
+    let accepted = system.wait("accepted", |e| e["client_name"] == "some.example");
+    assert_eq!(accepted["client_address"], "203.0.113.7");
+}
+
+#[test]
+fn xforward_is_for_the_record_of_one_message() {
+    let system = trusting();
+    let mut client = system.smtp();
+    let offered = client.ehlo();
+    assert!(offered.lines.contains(&"XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE".to_owned()));
+    let mut send = |before: &[(&str, &str)]| {
+        client.dialogue(before);
+        client.dialogue(&[("MAIL FROM:<a@x.test>", "250"), ("RCPT TO:<u@v.test>", "250"), ("DATA", "354")]);
+        client.bytes(&message("forwarded"));
+        let id = client.says(".", "250").queue_id().unwrap();
+        system.wait("accepted", |e| e["id"] == id)
+    };
+    let accepted = send(&[
+        ("XFORWARD NAME=far.example ADDR=203.0.113.7 PORT=4000 PROTO=ESMTP", "250"),
+        ("XFORWARD HELO=far+28 IDENT=4QxYz SOURCE=REMOTE", "250"),
+    ]);
+    assert_eq!(accepted["orig_client"], "far.example[203.0.113.7]");
+    assert_eq!((&accepted["orig_helo"], &accepted["orig_queue_id"]), (&"far?".into(), &"4QxYz".into()));
+    assert_eq!(accepted["client_address"], "127.0.0.1");
+    // The next message is another.
+    assert!(send(&[])["orig_client"].is_null());
+    // So is the one behind a transaction that came to nothing.
+    let reset = [("XFORWARD ADDR=203.0.113.7", "250"), ("MAIL FROM:<a@x.test>", "250"), ("RSET", "250")];
+    assert!(send(&reset)["orig_client"].is_null());
+    assert_eq!(send(&[("XFORWARD ADDR=203.0.113.7", "250")])["orig_client"], "unknown[203.0.113.7]");
+    // An initial one begins with nothing.
+    assert!(send(&[("XFORWARD IDENT=5", "250")])["orig_client"].is_null());
+    // It gives no rights, has its place, and its form.
+    client.says("XFORWARD ADDR=203.0.113.7", "250");
+    client.dialogue(&[("MAIL FROM:<a@x.test>", "250"), ("RCPT TO:<b@sink.test>", "554 5.7.1")]);
+    client.dialogue(&[("XFORWARD HELO=x", "503"), ("RSET", "250"), ("XFORWARD LOGIN=ann", "501")]);
+    let mails = system.wait_maildir("u@v.test", 5);
+    assert!(mails.iter().all(|mail| mail.headers("Received")[0].contains("[127.0.0.1]")));
+}
+
+#[test]
+fn xforward_by_postfix() {
+    if !have(&["postfix"]) || !have_root() {
+        return;
+    }
+    let system = System::builder()
+        .hostname("second.test")
+        .virtual_domain("w.test")
+        .set("smtp", "xforward", "[\"127.0.0.1\"]")
+        .start();
+    let postfix = Postfix::start_with(
+        "normalize",
+        false,
+        &format!(
+            "mynetworks = 127.0.0.0/8\nsmtpd_relay_restrictions = permit_mynetworks, reject\n\
+             relayhost = [127.0.0.1]:{}\nsmtp_send_xforward_command = yes\n",
+            system.address().port()
+        ),
+    );
+    let mut client = Smtp::connect_from("127.0.0.9".parse().unwrap(), postfix.address());
+    client.send("a@x.test", &["u@w.test"], &message("by way of Postfix")).unwrap();
+    let accepted = system.wait("accepted", |_| true);
+    assert_eq!(accepted["orig_client_address"], "127.0.0.9", "{accepted} {}", postfix.log());
+    assert_eq!((&accepted["orig_helo"], &accepted["orig_proto"]), (&"client.test".into(), &"ESMTP".into()));
+    assert!(postfix.log().contains(accepted["orig_queue_id"].as_str().unwrap()));
+    system.wait_maildir("u@w.test", 1);
 }

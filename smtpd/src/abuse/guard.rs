@@ -92,6 +92,11 @@ impl Guard {
         }
     }
 
+    /// What it goes by.
+    pub(crate) fn rules(&self) -> Rules {
+        self.rules
+    }
+
     /// Nothing of this is for it.
     pub(crate) fn is_exempt(&self) -> bool {
         self.exempt

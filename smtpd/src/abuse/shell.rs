@@ -58,6 +58,11 @@ impl Abuse {
         (self.overload.command(usual.command), self.overload.data(usual.data))
     }
 
+    /// The guard for the client that takes another's place in a session (XCLIENT).
+    pub(crate) fn guard_after(&self, before: &Guard, client: std::net::IpAddr) -> Guard {
+        Guard::new(before.rules(), self.limits.is_exempt(client))
+    }
+
     /// The guard for a client of a listener. Lists, greylisting and the pause are for mail from other hosts;
     /// users and programs of ours are counted alone.
     pub(crate) fn guard(&self, service: Service, client: std::net::IpAddr) -> Guard {
@@ -88,7 +93,7 @@ impl Worker {
         let (counted, listed) = (guard.is_counted(), guard.is_listed());
         let ask = Ask::Begin { client: connection.address, listener, counted, listed };
         // Whether it is known in time or at all changes one word of the trace, unless there are limits.
-        if !self.ask_verify(host, connection, 0, ask) {
+        if !self.ask_verify(host, connection, connection.changes, ask) {
             connection.guard.lose();
             self.client_known(host, connection, ClientFacts::UNKNOWN);
         }
@@ -97,7 +102,7 @@ impl Worker {
     /// A client is gone: verify counts it no more, and gets back what is left of its lease.
     pub(crate) fn give_back(&mut self, host: &mut Host, connection: &Connection) {
         if let Some(left) = connection.guard.to_give_back() {
-            let session = connection.key.request(0);
+            let session = connection.counted_as();
             // Unsaid, it is counted until this link ends.
             let _ = self.verify.send(host, &Question { id: session, ask: Ask::End { session, left } });
         }
@@ -187,7 +192,7 @@ impl Worker {
             }
         }
         if connection.guard.err() == Step::AskMore {
-            let session = connection.key.request(0);
+            let session = connection.counted_as();
             // With nobody there, nobody counts.
             let _ = self.ask_verify(host, connection, ERRORS, Ask::More { session, of: Measure::Errors });
         }
@@ -298,7 +303,7 @@ impl Worker {
             return true;
         }
         connection.asked = host.now();
-        let session = connection.key.request(0);
+        let session = connection.counted_as();
         if self.ask_verify(host, connection, ticket, Ask::More { session, of: measure }) {
             return false;
         }

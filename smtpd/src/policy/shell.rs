@@ -11,7 +11,7 @@ use postern_address::Mailbox;
 use postern_config::{Listen, PolicyServer, Service, Stage, Table};
 use postern_daemon::Host;
 use postern_event::{Event, Level};
-use postern_ipc::smtpd_verify::{ClientFacts, ClientName};
+use postern_ipc::smtpd_verify::ClientFacts;
 use postern_ipc::{RequestId, smtpd_lookup, smtpd_verify};
 use postern_smtp::Reply;
 use postern_smtp::server::{Answer, Finished, Identity, Question};
@@ -35,8 +35,6 @@ pub(crate) struct Beside {
     listener: SocketAddr,
     /// What verify says of the client.
     client: Option<ClientFacts>,
-    /// Another host has said who the client is: verify knows nothing of it.
-    replaced: bool,
     /// Of rules of the stage `client`, for every message.
     of_client: Effects,
     /// Of the stage `helo`, for every message behind it.
@@ -73,7 +71,6 @@ impl Beside {
                 service: listen.service,
                 listener: listen.address,
                 client: None,
-                replaced: false,
                 of_client: Effects::default(),
                 of_helo: Effects::default(),
                 of_message: Effects::default(),
@@ -113,12 +110,10 @@ impl Beside {
 }
 
 impl Connection {
-    /// XCLIENT: the session is another client's from here on, and its name is what was said.
+    /// XCLIENT: the session is another client's from here on, and verify is asked who that is.
     pub(crate) fn client_replaced(&mut self) {
-        let name = self.name.clone().map_or(ClientName::Unknown, ClientName::Confirmed);
         if let Some(beside) = &mut self.beside {
-            beside.client = Some(ClientFacts { name, ..ClientFacts::UNKNOWN });
-            beside.replaced = true;
+            beside.client = None;
             (beside.of_client, beside.of_helo) = Default::default();
         }
     }
@@ -183,7 +178,7 @@ impl Worker {
 
     /// What verify says of the client, at last.
     pub(crate) fn client_known(&mut self, host: &mut Host, connection: &mut Connection, facts: ClientFacts) {
-        let Some(beside) = connection.beside.as_mut().filter(|beside| !beside.replaced) else { return };
+        let Some(beside) = &mut connection.beside else { return };
         beside.client = Some(facts);
         let waiting = |running: &Running| running.waits_for == Some(Need::Client);
         while let Some(running) = take(connection, waiting) {

@@ -3,6 +3,7 @@
 mod chunks;
 mod content;
 mod dialogue;
+mod help;
 mod replies;
 
 use std::collections::VecDeque;

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use postern_address::{ForwardPath, Mailbox};
 
+use super::help;
 use super::replies::{error, push, too_big};
 use super::{Action, BY_MIN, HOLD_MAX, Output, Protocol, Session, Stage};
 use crate::date_time;
@@ -177,7 +178,7 @@ impl Session {
             Command::Etrn(_) => self.not_offered("ETRN", out),
             Command::Xclient(_) => self.not_offered("XCLIENT", out),
             Command::Xforward(_) => self.not_offered("XFORWARD", out),
-            Command::Help => self.say(214, (2, 0, 0), "See RFC 5321", out),
+            Command::Help => self.write(&help::text(&self.settings, self.extra), out),
             Command::Quit => self.quit(out),
         }
     }
