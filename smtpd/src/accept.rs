@@ -19,6 +19,10 @@ use postern_smtp::server::Settings;
 /// full descriptor table would make us spin: the listener stays readable.
 const REST: Duration = Duration::from_millis(100);
 
+/// Clients that are gone already, one behind the other, before a listener rests: an error that we take for
+/// the client's and that stays would be a spin too.
+const LOST_MAX: usize = 64;
+
 /// How often that is told.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -66,7 +70,7 @@ impl Listener {
             return None;
         }
         self.rest_until = None;
-        loop {
+        for _ in 0..LOST_MAX {
             match self.socket.accept() {
                 // A dual-stack listener shows IPv4 clients as ::ffff:a.b.c.d.
                 Ok((stream, from)) => {
@@ -86,6 +90,8 @@ impl Listener {
                 }
             }
         }
+        self.rest(host, &io::Error::other("clients are gone before they are taken"));
+        None
     }
 
     /// Stops listening. Other workers have the same socket open, so closing our descriptor alone would
