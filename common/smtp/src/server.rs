@@ -4,6 +4,18 @@
 //! [`Question`]s, collects content and hands over each finished message; it opens nothing, waits for
 //! nothing and knows no time. Below it, each readable alone: [`framing`] (what a command line is),
 //! [`command`] (what it says), [`data`] (where content ends), [`chunks`] (content in chunks), [`normalise`] (what lenient listeners rewrite).
+//!
+//! A session is where it is, and what it holds moves with it; no step can be reached but by the one before:
+//!
+//! ```text
+//! greeting ─► greeted ─► Transaction ──DATA──► Receiving ─┐
+//!  (or       (EHLO; the   (MAIL; RCPTs           (octets)  ├─► Finished ─► settled: 250, or why not
+//!  barred)   value that    collect)   ──BDAT──► Chunked ──┘
+//!            MAIL takes)                         (counted octets)
+//! ```
+//!
+//! Each arrow consumes the value on its left. RSET, EHLO, QUIT and every failure drop it, and with it all that
+//! belonged to the transaction. [`Security`] and [`Identity`] are properties of the session, beside this way.
 
 mod arguments;
 pub mod chunks;

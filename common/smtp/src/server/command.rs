@@ -109,13 +109,17 @@ const NOT_OFFERED: [(&str, &str); 7] = [
 
 /// Parses a line without its CRLF; of parameters it knows those that belong to what is `offered`.
 pub fn parse(line: &[u8], offered: Extensions) -> Result<Command<'_>, Refused> {
-    let unknown = || refused("UNKNOWN", 500, SYNTAX, "Error: command not recognized");
-    let line = std::str::from_utf8(line).map_err(|_| unknown())?;
-    if line.bytes().any(|b| b.is_ascii_control() && b != b'\t') {
+    let unknown = || match line.get(..4) {
+        // Another server would find a chunk's size in it, or a tab between the words.
+        Some(verb) if verb.eq_ignore_ascii_case(b"BDAT") => bad_chunk(),
+        _ => refused("UNKNOWN", 500, SYNTAX, "Error: command not recognized"),
+    };
+    let text = std::str::from_utf8(line).map_err(|_| unknown())?;
+    if text.bytes().any(|b| b.is_ascii_control() && b != b'\t') {
         return Err(unknown());
     }
-    let line = line.trim_end_matches([' ', '\t']);
-    let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let text = text.trim_end_matches([' ', '\t']);
+    let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
     let is = |name: &str| verb.eq_ignore_ascii_case(name);
     if is("MAIL") {
         mail(rest, offered).map(|mail| Command::Mail(Box::new(mail)))
@@ -190,8 +194,12 @@ fn chunk(rest: &str) -> Result<Command<'_>, Refused> {
         (Some(size), Some(last), None) if last.eq_ignore_ascii_case("LAST") => {
             Ok(Command::Bdat { size, last: true })
         }
-        _ => Err(refused("BDAT", 521, ARGUMENT, "Syntax: BDAT size [LAST]")),
+        _ => Err(bad_chunk()),
     }
+}
+
+fn bad_chunk() -> Refused {
+    refused("BDAT", 521, ARGUMENT, "Syntax: BDAT size [LAST]")
 }
 
 /// One argument or several: which, is for those to say who are asked about it.
@@ -315,6 +323,9 @@ mod tests {
             ("MAIL FROM:<a@b> SIZE=1 SIZE=1", 501),
             ("MAIL FROM:<a@b> BODY=9BIT", 501),
             ("BDAT", 521),
+            ("BDAT\t5", 521),
+            ("bdat5 LAST", 521),
+            ("BDAT 5\u{1}", 521),
             ("BDAT x", 521),
             ("BDAT -1", 521),
             ("BDAT 1 LAST LAST", 521),

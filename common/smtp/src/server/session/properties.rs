@@ -229,3 +229,10 @@ fn command() -> impl Strategy<Value = (String, Vec<u8>)> {
         }),
     ]
 }
+
+#[test]
+fn an_idle_session_is_small() {
+    // Ten thousand of them wait on one worker.
+    let size = size_of::<Session>();
+    assert!(size <= 320, "{size} octets");
+}
