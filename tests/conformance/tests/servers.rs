@@ -26,7 +26,7 @@ fn the_controls() {
     {
         return;
     }
-    let (postfix, exim) = (Postfix::start("normalize", true), Exim::start());
+    let (postfix, exim) = (Postfix::start("reject", true), Exim::start());
     let (of_postfix, of_exim) = std::thread::scope(|scope| {
         let of_postfix = scope.spawn(|| judge("postfix", postfix.address(), &postfix.mail()));
         let of_exim = scope.spawn(|| judge("exim", exim.address(), &exim.mail()));

@@ -150,7 +150,9 @@ pub fn compare(dialogue: &Dialogue, ours: &[Said], theirs: &[Said]) -> Compared 
         // Two refusals in different words leave both where they were.
         together =
             done(a) == done(b) && a.closed == b.closed && a.passed == b.passed && !(differs && done(a));
-        if matches!(turn, Turn::Stream(_)) && differs {
+        // RFC 3030 §2 leaves open what state a refused chunk leaves.
+        let open = matches!(turn, Turn::Chunk(..)) && !done(a);
+        if open || (matches!(turn, Turn::Stream(_)) && differs) {
             together = false;
         }
         if holds_message && together {

@@ -40,7 +40,7 @@ pub fn play(dialogue: &Dialogue, at: SocketAddr) -> Result<Vec<Said>, String> {
             all.push(Said { passed: true, ..Said::default() });
             continue;
         }
-        line.say(&match turn {
+        let mut octets = match turn {
             Turn::Command(text) => [&text[..], b"\r\n"].concat(),
             Turn::Content(content) => [&content[..], b".\r\n"].concat(),
             Turn::Stream(octets) => octets.clone(),
@@ -48,7 +48,12 @@ pub fn play(dialogue: &Dialogue, at: SocketAddr) -> Result<Vec<Said>, String> {
                 let command = format!("BDAT {}{}\r\n", octets.len(), if *last { " LAST" } else { "" });
                 [command.as_bytes(), octets].concat()
             }
-        });
+        };
+        if invited && !matches!(turn, Turn::Content(_)) {
+            // Meant as a command, but the server waits for content: so it is content, and all of it.
+            octets.extend_from_slice(b".\r\n");
+        }
+        line.say(&octets);
         all.push(line.hear(!matches!(turn, Turn::Stream(_)))?);
     }
     Ok(all)

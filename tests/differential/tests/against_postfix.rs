@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use postern_conformance::Reply;
-use postern_differential::{Dialogue, Difference, Generator, Known, Turn, compare, parse, play};
+use postern_differential::{Dialogue, Difference, Generator, Known, Said, Turn, compare, parse, play};
 use postern_tests::{Postfix, System, have, have_root, maildir, until};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -99,7 +99,7 @@ impl Pair {
             for difference in all {
                 match known.covers(&difference) {
                     Some(rule) => drop(used.insert(rule)),
-                    None => unknown.push(difference.to_string()),
+                    None => unknown.push(format!("{difference}\n{}", transcript(dialogue, ours, theirs))),
                 }
             }
         }
@@ -110,6 +110,18 @@ impl Pair {
         );
         used
     }
+}
+
+/// A dialogue as both heard it, to see how they came to differ.
+fn transcript(dialogue: &Dialogue, ours: &[Said], theirs: &[Said]) -> String {
+    let codes = |said: Option<&Said>| {
+        let replies = said.map(|said| &said.replies[..]).unwrap_or_default();
+        replies.iter().map(|reply| reply.code.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    let line = |(n, turn): (usize, &Turn)| {
+        format!("        {turn}   [{} | {}]", codes(ours.get(n + 1)), codes(theirs.get(n + 1)))
+    };
+    dialogue.turns.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn offers(at: SocketAddr) -> Reply {
