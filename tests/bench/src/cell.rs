@@ -81,6 +81,20 @@ impl Cell {
     pub(crate) fn short(self) -> Self {
         Self { long: false, ..self }
     }
+
+    /// As it is called in tables.
+    pub(crate) fn title(self) -> String {
+        let sessions = match self.sessions {
+            1 => "1 session".into(),
+            n => format!("{n} sessions"),
+        };
+        let size = match self.size {
+            octets if octets < 1 << 20 => format!("{} KiB", octets >> 10),
+            octets => format!("{} MiB", octets >> 20),
+        };
+        let short = if self.long { "" } else { ", a session a message" };
+        format!("{}, {sessions}, {size}{short}", self.workload.name())
+    }
 }
 
 impl Workload {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::cell::Cell;
-use crate::figures::{self, Figures};
+use crate::figures::{self, Figures, Spread};
 use crate::limits::Limit;
 use crate::options::Options;
 use crate::peers::Name;
@@ -28,6 +28,16 @@ pub(crate) struct Results {
 pub(crate) struct Measured {
     pub(crate) cell: Cell,
     pub(crate) systems: BTreeMap<Name, Vec<Figures>>,
+}
+
+impl Measured {
+    pub(crate) fn spread(&self, name: Name, figure: &str) -> Option<Spread> {
+        figures::spread(self.systems.get(&name)?, figure)
+    }
+
+    pub(crate) fn median(&self, name: Name, figure: &str) -> Option<f64> {
+        self.spread(name, figure).map(|spread| spread.median)
+    }
 }
 
 pub(crate) fn run(options: &Options, cells: Vec<Cell>) -> Results {

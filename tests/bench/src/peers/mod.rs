@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use crate::beside::Beside;
 use crate::cell::{Cell, Workload};
+use crate::machine::said;
 
 /// Which system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +94,21 @@ impl Name {
         match self {
             Self::Postern => "Postern",
             Self::Postfix => "Postfix",
+        }
+    }
+
+    pub(crate) fn version(self) -> String {
+        match self {
+            Self::Postern => format!("Postern {}", env!("CARGO_PKG_VERSION")),
+            Self::Postfix => format!("Postfix {}", said("postconf", &["-dh", "mail_version"])),
+        }
+    }
+
+    /// What is on the disk: before the 250, in a Maildir, of a relayed message.
+    pub(crate) fn promises(self) -> [&'static str; 3] {
+        match self {
+            Self::Postern => postern::PROMISES,
+            Self::Postfix => postfix::PROMISES,
         }
     }
 

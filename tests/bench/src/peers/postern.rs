@@ -13,6 +13,13 @@ use crate::beside::{self, Beside, destination};
 use crate::cell::Workload;
 use crate::peers::{ADDRESS, Peer, files};
 
+pub(super) const PROMISES: [&str; 3] = [
+    "the message and its name: fsync of a spool file that is shared by all that came meanwhile, in a directory \
+     entry that is durable too",
+    "fsync of the file before it is moved into `new/`, then fsync of the directory",
+    "what was done is recorded within a second",
+];
+
 pub(crate) struct Postern {
     system: System,
 }
@@ -24,6 +31,8 @@ impl Postern {
         let mut builder = System::builder()
             .relay()
             .at(ADDRESS)
+            // Clients are not limited, as with the others: they all have one address here.
+            .set("limits", "sessions", "0")
             .route("hold.test", &via("smtp", beside::SILENT))
             .route("relay.test", &via("smtp", beside::SINK))
             .route("far.test", &via("smtp", beside::FAR))
@@ -59,9 +68,13 @@ impl Peer for Postern {
     }
 
     fn queued(&self, moving: bool) -> usize {
-        let directories = ["tmp", "new", "drop", "cur"];
-        let some = if moving { &directories[..3] } else { &directories[..] };
-        some.iter().map(|directory| files(&self.system.spool_path().join(directory))).sum()
+        let spool = self.system.spool_path();
+        let directories = ["new", "drop", "cur"];
+        let some = if moving { &directories[..2] } else { &directories[..] };
+        let named: usize = some.iter().map(|directory| files(&spool.join(directory))).sum();
+        // Empty files in tmp/ are ready for messages to come.
+        let written = std::fs::read_dir(spool.join("tmp")).unwrap().flatten();
+        named + written.filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.len() > 0)).count()
     }
 
     fn sendmail(&self) -> Command {

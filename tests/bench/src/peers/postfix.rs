@@ -18,6 +18,12 @@ use crate::peers::{self, ADDRESS, Peer, files};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
+pub(super) const PROMISES: [&str; 3] = [
+    "the message: fsync of its queue file; the name is left to the file system",
+    "fsync of the file before it is linked into `new/`",
+    "the queue file is removed, without a sync",
+];
+
 pub(crate) struct Postfix {
     directory: PathBuf,
     master: u32,

@@ -2,25 +2,83 @@
 
 use std::fmt::Write as _;
 
-use crate::cell::Cell;
-use crate::figures::{ACCEPTED, CPU, DELIVERED, Figures, MOST, P50, P99, RSS, spread};
-use crate::machine;
+use crate::figures::{
+    ACCEPTED, CPU, DELIVERED, GREETED, MOST, P50, P99, PSS, RSS, STARTED, STARTED_DELIVERED, SWITCHES, SYNCS,
+    SYSCALLS,
+};
 use crate::options::Options;
 use crate::peers::Name;
 use crate::rounds::{Measured, Results};
 
+/// One table: what it is of, and what stands in a place of it.
+struct Table {
+    title: &'static str,
+    /// A row is there when this was measured.
+    figure: &'static str,
+    show: fn(&Measured, Name) -> Option<String>,
+    /// Another column has ours by Postfix's, in this figure.
+    ratio: Option<&'static str>,
+}
+
+const TABLES: [Table; 8] = [
+    Table {
+        title: "Accepted: messages a second, median (least–most)",
+        figure: ACCEPTED,
+        show: |measured, name| rate(measured, name, ACCEPTED),
+        ratio: Some(ACCEPTED),
+    },
+    Table {
+        title: "Until the last was delivered: recipients a second, median (least–most)",
+        figure: DELIVERED,
+        show: |measured, name| rate(measured, name, DELIVERED),
+        ratio: Some(DELIVERED),
+    },
+    Table {
+        title: "The final reply: milliseconds, p50 / p99 / longest, medians of the rounds; the ratio is of p99",
+        figure: P99,
+        show: |measured, name| several(measured, name, &[P50, P99, MOST]),
+        ratio: Some(P99),
+    },
+    Table {
+        title: "CPU seconds of the whole process tree for 1,000 deliveries, median",
+        figure: CPU,
+        show: |measured, name| several(measured, name, &[CPU]),
+        ratio: Some(CPU),
+    },
+    Table {
+        title: "Memory of the whole process tree under load: the most of RSS, MiB (a shared page counts in each \
+                process)",
+        figure: CPU,
+        show: |measured, name| several(measured, name, &[RSS]),
+        ratio: Some(RSS),
+    },
+    Table {
+        title: "For each message: calls that wait for the disk (fsync and its like) / other system calls / \
+                context switches, in a round of its own under strace",
+        figure: SYNCS,
+        show: |measured, name| several(measured, name, &[SYNCS, SYSCALLS, SWITCHES]),
+        ratio: None,
+    },
+    Table {
+        title: "Clients that have said EHLO and wait: greeted a second / RSS MiB / PSS MiB (a shared page counts \
+                once); the ratio is of PSS",
+        figure: GREETED,
+        show: |measured, name| several(measured, name, &[GREETED, RSS, PSS]),
+        ratio: Some(PSS),
+    },
+    Table {
+        title: "Seconds from the start of the system until new mail was accepted / delivered",
+        figure: STARTED,
+        show: |measured, name| several(measured, name, &[STARTED, STARTED_DELIVERED]),
+        ratio: Some(STARTED_DELIVERED),
+    },
+];
+
 pub(crate) fn all(options: &Options, results: &Results) -> String {
-    let mut text = format!(
-        "{}, {}; {} rounds by turns{}; load average before {}, after {}.\n\n",
-        results.date,
-        machine::describe(),
-        options.rounds,
-        if options.quick { ", quick" } else { "" },
-        results.load[0],
-        results.load[1],
-    );
-    rates(&mut text, results, &options.systems);
-    costs(&mut text, results, &options.systems);
+    let mut text = String::new();
+    for table in TABLES {
+        one(&mut text, &table, results, &options.systems);
+    }
     limits(&mut text, results);
     for failure in &results.failures {
         writeln!(text, "\nFailed: {failure}").unwrap();
@@ -28,107 +86,56 @@ pub(crate) fn all(options: &Options, results: &Results) -> String {
     text
 }
 
-fn rates(text: &mut String, results: &Results, systems: &[Name]) {
-    text.push_str("Messages a second, median (least–most):\n\n| workload |");
-    for name in systems {
-        write!(text, " accepted: {} |", name.title()).unwrap();
+fn one(text: &mut String, table: &Table, results: &Results, systems: &[Name]) {
+    let any = |measured: &Measured| systems.iter().any(|name| measured.median(*name, table.figure).is_some());
+    let rows: Vec<_> = results.cells.iter().filter(|measured| any(measured)).collect();
+    if rows.is_empty() {
+        return;
     }
-    text.push_str(" ratio |");
-    for name in systems {
-        write!(text, " until the last is delivered: {} |", name.title()).unwrap();
-    }
-    text.push_str(" ratio |\n| --- |");
-    text.push_str(&" ---: |".repeat(systems.len() * 2 + 2));
-    text.push('\n');
-    for measured in &results.cells {
-        write!(text, "| {} |", title(measured.cell)).unwrap();
-        for figure in [ACCEPTED, DELIVERED] {
-            for name in systems {
-                let shown = of(measured, *name)
-                    .and_then(|rounds| spread(rounds, figure))
-                    .map(|s| format!("{} ({}–{})", number(s.median), number(s.least), number(s.most)));
-                write!(text, " {} |", shown.unwrap_or("–".into())).unwrap();
-            }
-            write!(text, " {} |", ratio(measured, figure)).unwrap();
+    let ratio = table.ratio.filter(|_| systems.contains(&Name::Postfix));
+    write!(text, "\n**{}**\n\n| workload |", table.title).unwrap();
+    systems.iter().for_each(|name| write!(text, " {} |", name.title()).unwrap());
+    text.push_str(if ratio.is_some() { " ours / Postfix |\n" } else { "\n" });
+    text.push_str("| --- |");
+    text.push_str(&" ---: |".repeat(systems.len() + usize::from(ratio.is_some())));
+    for measured in rows {
+        write!(text, "\n| {} |", measured.cell.title()).unwrap();
+        for name in systems {
+            write!(text, " {} |", (table.show)(measured, *name).unwrap_or("–".into())).unwrap();
         }
-        text.push('\n');
+        if let Some(figure) = ratio {
+            let both = (measured.median(Name::Postern, figure), measured.median(Name::Postfix, figure));
+            let shown = match both {
+                (Some(ours), Some(theirs)) => format!("**{:.2}**", ours / theirs),
+                _ => "–".into(),
+            };
+            write!(text, " {shown} |").unwrap();
+        }
     }
+    text.push('\n');
 }
 
-fn costs(text: &mut String, results: &Results, systems: &[Name]) {
-    text.push_str("\nWhat they cost, medians:\n\n| workload |");
-    for name in systems {
-        write!(text, " final reply ms, p50 / p99 / most: {} |", name.title()).unwrap();
-    }
-    for name in systems {
-        write!(text, " CPU s per 1000: {} |", name.title()).unwrap();
-    }
-    text.push_str(" ratio |");
-    for name in systems {
-        write!(text, " RSS MiB: {} |", name.title()).unwrap();
-    }
-    text.push_str("\n| --- |");
-    text.push_str(&" ---: |".repeat(systems.len() * 3 + 1));
-    text.push('\n');
-    for measured in &results.cells {
-        write!(text, "| {} |", title(measured.cell)).unwrap();
-        let median = |name: &Name, figure| {
-            of(measured, *name)
-                .and_then(|rounds| spread(rounds, figure))
-                .map_or("–".into(), |s| number(s.median))
-        };
-        for name in systems {
-            let [p50, p99, most] = [P50, P99, MOST].map(|figure| median(name, figure));
-            write!(text, " {p50} / {p99} / {most} |").unwrap();
-        }
-        for name in systems {
-            write!(text, " {} |", median(name, CPU)).unwrap();
-        }
-        write!(text, " {} |", ratio(measured, CPU)).unwrap();
-        for name in systems {
-            write!(text, " {} |", median(name, RSS)).unwrap();
-        }
-        text.push('\n');
-    }
+fn rate(measured: &Measured, name: Name, figure: &str) -> Option<String> {
+    let s = measured.spread(name, figure)?;
+    Some(format!("{} ({}–{})", number(s.median), number(s.least), number(s.most)))
+}
+
+fn several(measured: &Measured, name: Name, figures: &[&str]) -> Option<String> {
+    let shown: Option<Vec<_>> =
+        figures.iter().map(|figure| measured.median(name, figure).map(number)).collect();
+    Some(shown?.join(" / "))
 }
 
 fn limits(text: &mut String, results: &Results) {
     text.push_str(
-        "\nWhat the machine allows, in the same run:\n\n\
+        "\n**What the machine allows, in the same run**\n\n\
          | at once | files/s: create, write 4 KiB, fsync, rename | with fsync of the directory | \
          smtp-source straight into smtp-sink, messages/s |\n| ---: | ---: | ---: | ---: |\n",
     );
     for l in &results.limits {
-        writeln!(text, "| {} | {:.0} | {:.0} | {:.0} |", l.sessions, l.files, l.files_and_directory, l.sink)
-            .unwrap();
+        let of = (l.sessions, l.files, l.files_and_directory, l.sink);
+        writeln!(text, "| {} | {:.0} | {:.0} | {:.0} |", of.0, of.1, of.2, of.3).unwrap();
     }
-}
-
-/// Our median by Postfix's.
-fn ratio(measured: &Measured, figure: &str) -> String {
-    let median = |name| of(measured, name).and_then(|rounds| spread(rounds, figure)).map(|s| s.median);
-    match (median(Name::Postern), median(Name::Postfix)) {
-        (Some(ours), Some(theirs)) => format!("**{:.2}**", ours / theirs),
-        _ => "–".into(),
-    }
-}
-
-fn of(measured: &Measured, name: Name) -> Option<&[Figures]> {
-    measured.systems.get(&name).map(Vec::as_slice)
-}
-
-fn title(cell: Cell) -> String {
-    let sessions = match cell.sessions {
-        1 => "1 session".into(),
-        n => format!("{n} sessions"),
-    };
-    let short = if cell.long { "" } else { ", a session a message" };
-    let size = if cell.size < 1 << 20 {
-        format!("{} KiB", cell.size >> 10)
-    } else {
-        format!("{} MiB", cell.size >> 20)
-    };
-    format!("{}, {sessions}, {size}{short}", cell.workload.name())
 }
 
 /// With as many digits as it deserves.
