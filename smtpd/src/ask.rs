@@ -6,7 +6,7 @@
 use postern_address::Mailbox;
 use postern_daemon::Host;
 use postern_ipc::smtpd_lookup::{Ask, Incoming, Question as ToLookup};
-use postern_smtp::server::{Answer, Identity, Question};
+use postern_smtp::server::{Answer, Identity, Phase, Question};
 
 use crate::connection::Connection;
 use crate::refusal;
@@ -93,5 +93,8 @@ impl Worker {
     ) {
         let answer = self.behind_rules(connection, ticket, answer);
         self.tell(host, connection, |session, out| session.answer(ticket, answer, out));
+        if connection.session.phase() != Phase::Asking {
+            connection.guard.clear();
+        }
     }
 }

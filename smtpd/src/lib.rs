@@ -10,8 +10,9 @@
 //!     and share nothing but the listening sockets.
 //!
 //! TALKS TO
-//!     Clients; lookup (each RCPT), verify (the client's name, once a connection), keys (the certificate,
-//!     and a signature for each TLS handshake on a `submissions` listener), the spool's `tmp/` and `new/`.
+//!     Clients; lookup (each RCPT), verify (the client's name, what it may do and what
+//!     lists say of it, once a connection; more of its lease; the greylist), keys (the certificate, and a
+//!     signature for each TLS handshake on a `submissions` listener), the spool's `tmp/` and `new/`.
 //!     It is linked to auth and does not ask it yet.
 //!
 //! TRUST
@@ -22,7 +23,8 @@
 //!
 //! FAILURE
 //!     keys gone, or no certificate: connections to `submissions` are closed at once, and the log says why.
-//!     lookup gone or silent: 451 4.3.0 to RCPT. verify gone or silent: the client's name is unknown. A
+//!     lookup gone or silent: 451 4.3.0 to RCPT. verify gone or silent: the client's name is unknown,
+//!     nobody is counted, lists and greylist are not asked; it is waited for 10 s at most. A
 //!     spool that is full: 452 4.3.1; that fails: 451 4.3.0. No descriptors left: new clients wait in the
 //!     kernel's queue. Killed: every message that got its 250 is in the spool, every other client tries
 //!     again.

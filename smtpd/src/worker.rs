@@ -37,6 +37,9 @@ pub(crate) const UNANSWERED_MAX: usize = 20_000;
 /// How long lookup may take.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long verify may take: its answers are its own, or of lists for which it has 5 s.
+const VERIFY_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long a client may take to read our last words, and to close after them.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -328,6 +331,9 @@ impl Worker {
                 let in_all = left(content_time(data, connection.octets), since);
                 left(data, since_active).min(in_all).min(whole)
             }
+            Phase::Asking if connection.guard.is_waiting() => {
+                left(VERIFY_PATIENCE, now.saturating_duration_since(connection.asked))
+            }
             Phase::Asking => left(LOOKUP_PATIENCE, now.saturating_duration_since(connection.asked)),
             Phase::Settling if connection.beside.as_ref().is_some_and(|beside| beside.is_judging()) => {
                 left(LOOKUP_PATIENCE, now.saturating_duration_since(connection.asked))
@@ -337,7 +343,11 @@ impl Worker {
         if !remaining.is_zero() {
             return remaining;
         }
-        if matches!(connection.session.phase(), Phase::Asking | Phase::Settling) {
+        if connection.session.phase() == Phase::Asking && connection.guard.is_waiting() {
+            // verify hangs: the session goes on without it.
+            self.missed_verify(host, connection);
+            self.drive(host, connection);
+        } else if matches!(connection.session.phase(), Phase::Asking | Phase::Settling) {
             self.unanswerable(host, connection);
         } else {
             self.counters.timeouts += 1;

@@ -245,6 +245,11 @@ impl Guard {
         self.named.iter().find(|(of, _)| *of == ticket).map(|(_, recipient)| recipient.clone())
     }
 
+    /// verify has to answer before the session goes on.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// No question is open any more.
     pub(crate) fn clear(&mut self) {
         (self.waiting, self.named) = (Vec::new(), Vec::new());

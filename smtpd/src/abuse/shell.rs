@@ -187,6 +187,8 @@ impl Worker {
             let delay = tarpit::delay(errors, most, self.abuse.tarpit);
             if !delay.is_zero() {
                 let until = host.now() + delay;
+                // It cannot go on before it has its reply.
+                connection.since = until;
                 connection.guard.hold(until);
                 self.abuse.pauses.enter(host.now(), until, connection.key);
             }
