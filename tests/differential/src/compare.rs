@@ -111,6 +111,8 @@ pub fn compare(dialogue: &Dialogue, ours: &[Said], theirs: &[Said]) -> Compared 
     let mut out = Compared::default();
     // They are in the same state.
     let mut together = true;
+    // They agree about whether the client has said who it is; RSET changes nothing about that.
+    let mut introduced = true;
     let quit = Turn::Command(b"QUIT".to_vec());
     // The greeting comes before the first turn.
     for (n, turn) in dialogue.turns.iter().chain([&quit]).enumerate() {
@@ -119,8 +121,9 @@ pub fn compare(dialogue: &Dialogue, ours: &[Said], theirs: &[Said]) -> Compared 
             Turn::Command(line) => String::from_utf8_lossy(line).to_ascii_uppercase(),
             _ => String::new(),
         };
-        let resets = ["RSET", "EHLO", "HELO"].iter().any(|verb| command.starts_with(verb));
-        if !together && resets && done(a) && done(b) {
+        let greets = ["EHLO", "HELO"].iter().any(|verb| command.starts_with(verb));
+        introduced |= greets && done(a) && done(b);
+        if introduced && (greets || command.starts_with("RSET")) && done(a) && done(b) {
             together = true;
         }
         let holds_message = matches!(turn, Turn::Content(_) | Turn::Chunk(..) | Turn::Stream(_));
@@ -150,6 +153,7 @@ pub fn compare(dialogue: &Dialogue, ours: &[Said], theirs: &[Said]) -> Compared 
         // Two refusals in different words leave both where they were.
         together =
             done(a) == done(b) && a.closed == b.closed && a.passed == b.passed && !(differs && done(a));
+        introduced &= !greets || together;
         // RFC 3030 §2 leaves open what state a refused chunk leaves.
         let open = matches!(turn, Turn::Chunk(..)) && !done(a);
         if open || (matches!(turn, Turn::Stream(_)) && differs) {
