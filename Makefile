@@ -1,6 +1,6 @@
 # What a person types. `make run` is a mail system at your desk, `make test` shows that it works.
 .DELETE_ON_ERROR:
-.PHONY: all run build release test fuzz crash-full recovery footprint bench bench-quick bench-spool check audit users install uninstall clean-run help
+.PHONY: all run build release test fuzz load crash-full recovery footprint bench bench-quick bench-spool check audit users install uninstall clean-run help
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -50,6 +50,11 @@ crash-full: build ## power cuts by the hundred, as root: nightly
 recovery: release ## a million queued messages: when is new mail delivered, what they cost (root, 8 GB of memory)
 	POSTERN_QUEUED=1000000 POSTERN_BIN=$(CURDIR)/target/release $(call cargo,test) --release -p postern-tests \
 		--test recovery_speed -- --nocapture
+
+load: release ## 10,000 idle sessions on one worker, 5,000 active ones, new ones beside 1,000 that trickle
+	POSTERN_IDLE=10000 POSTERN_ACTIVE=5000 POSTERN_TRICKLING=1000 POSTERN_TRICKLE_SECONDS=20 \
+	POSTERN_BIN=$(CURDIR)/target/release $(call cargo,test) --release -p postern-tests --test load -- \
+		--nocapture --test-threads=1
 
 footprint: release ## what a release costs: memory at rest, time to the first 220
 	POSTERN_BIN=$(CURDIR)/target/release $(call cargo,test) --release -p postern-tests --test footprint -- \
