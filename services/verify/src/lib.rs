@@ -5,18 +5,21 @@
 //!     Finds the name of a client: the PTR records of its address, of which one must have that address
 //!     in turn (forward-confirmed). A client on a loopback address has no name. Asks the lists about it
 //!     (RFC 5782). Counts what the clients of all workers do, and leases what they may do. Keeps the
-//!     greylist.
+//!     greylist. Asks the policy servers of the rules, in Postfix's delegation protocol ([`delegation`]).
 //!
 //! TALKS TO
 //!     The workers of smtpd ([`postern_ipc::smtpd_verify`]) and resolver ([`postern_ipc::resolve`]). The
-//!     greylist's file, in a directory that master hands it.
+//!     greylist's file, in a directory that master hands it. Policy servers, which the configuration names;
+//!     the sandbox lets it reach no others.
 //!
 //! TRUST
 //!     Neither clients nor the DNS: a name counts only when confirmed, at most 5 names are tried, and the
 //!     number of clients being named, of those counted (a million, in 50 MiB) and of those greylisted
 //!     (400,000, in 13 MiB) is bounded. Whoever does least is forgotten first, and never one with sessions.
+//!     A policy server is the operator's; its answer is bounded, and one line.
 //!
 //! FAILURE
+//!     A policy server that fails is asked once more and has 25 s in all; then smtpd hears that it says nothing.
 //!     A client is answered within 5 s: its name is unavailable when the DNS or the resolver fails, and a
 //!     list that does not answer counts nothing. The name is for trace headers, the log and rules; no mail
 //!     is refused for the lack of it. When this program dies its counts begin anew; sessions under way are
