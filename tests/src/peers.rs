@@ -165,6 +165,11 @@ impl Nsd {
     /// Serves the zone `test.`: the lines of `zone`, with names relative to it, stand below an SOA and an NS
     /// record.
     pub fn start(zone: &str) -> Self {
+        Self::start_with(zone, "")
+    }
+
+    /// The same, and the zone `in-addr.arpa.` with the lines of `reverse`.
+    pub fn start_with(zone: &str, reverse: &str) -> Self {
         let directory = scratch("nsd");
         let address = Address::claim();
         let port = if nix::unistd::geteuid().is_root() { 53 } else { 5353 };
@@ -176,10 +181,15 @@ impl Nsd {
              pidfile: {d}/nsd.pid\n xfrdfile: {d}/xfrd\n xfrdir: {d}\n zonelistfile: {d}/zl\n logfile: {d}/nsd.log\n \
              server-count: 1\n\
              remote-control:\n control-enable: no\n\
-             zone:\n name: test.\n zonefile: zone\n",
+             zone:\n name: test.\n zonefile: zone\n\
+             zone:\n name: in-addr.arpa.\n zonefile: reverse\n",
             address.ip
         );
         write(&directory, "nsd.conf", &config);
+        let reverse = format!(
+            "$ORIGIN in-addr.arpa.\n$TTL 60\n@ IN SOA ns.test. h 1 60 60 60 5\n@ IN NS ns.test.\n{reverse}\n"
+        );
+        write(&directory, "reverse", &reverse);
         let zone = format!(
             "$ORIGIN test.\n$TTL 60\n@ IN SOA ns h 1 60 60 60 5\n@ IN NS ns\nns IN A {}\n{zone}\n",
             address.ip

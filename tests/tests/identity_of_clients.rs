@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use postern_tests::{Address, Postfix, Process, Smtp, System, have, have_root, message, until};
+use postern_tests::{Address, Nsd, Postfix, Process, Smtp, System, have, have_root, message, python, until};
 
 /// A generous wait.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -144,6 +144,131 @@ fn without_a_header_nobody_is_heard() {
     assert!(system.smtp().says("PROXY TCP4 203.0.113.7 192.0.2.1 4000 25", "500").is("500"));
     let connects = system.log.events().into_iter().filter(|e| e["event"] == "connect");
     assert!(connects.into_iter().all(|e| e["client_address"] == "127.0.0.1" && e["proxy"].is_null()));
+}
+
+/// Behind a header of version 1: greeted, or not.
+fn greeted(address: SocketAddr, client: &str) -> (BufReader<TcpStream>, String) {
+    let mut stream = BufReader::new(connect(address));
+    let header = format!("PROXY TCP4 {client} 192.0.2.1 4000 25\r\n");
+    stream.get_mut().write_all(header.as_bytes()).unwrap();
+    let mut line = String::new();
+    stream.read_line(&mut line).unwrap();
+    (stream, line)
+}
+
+#[test]
+fn limits_are_of_the_client_that_is_told() {
+    let system = System::builder()
+        .set("limits", "sessions", "1")
+        .set("limits", "exempt", "[]")
+        .set("smtp", "xclient", "[\"127.0.0.1\"]")
+        .toml("[[listen]]\naddress = \"127.0.0.1:0\"\nservice = \"submission\"\nproxy = [\"127.0.0.1\"]\n")
+        .start();
+    let address = system.addresses("submission")[0];
+    let (one, said) = greeted(address, "203.0.113.7");
+    assert!(said.starts_with("220 "), "{said}");
+    assert!(greeted(address, "203.0.113.7").1.starts_with("421 4.7.0"));
+    // Another client of the same proxy is not counted with it.
+    let (_two, said) = greeted(address, "203.0.113.8");
+    assert!(said.starts_with("220 "), "{said}");
+    drop(one);
+    let again = until("the first is gone", PATIENCE, || {
+        let (again, said) = greeted(address, "203.0.113.7");
+        said.starts_with("220 ").then_some(again)
+    });
+    // By XCLIENT likewise: who takes another's place leaves his own.
+    let mut client = system.smtp();
+    client.ehlo();
+    client.says("XCLIENT ADDR=203.0.113.9", "220");
+    let (third, said) = greeted(address, "203.0.113.9");
+    assert!(said.starts_with("421 4.7.0"), "{said}");
+    drop((third, again));
+    let mut other = system.smtp();
+    other.ehlo();
+    other.says("XCLIENT ADDR=203.0.113.9", "421 4.7.0");
+    client.ehlo();
+    client.quit();
+}
+
+#[test]
+fn the_name_is_that_of_the_client_that_is_told() {
+    if !have(&["nsd"]) {
+        return;
+    }
+    let nsd = Nsd::start_with(
+        "far A 203.0.113.7\nliar A 203.0.113.99",
+        "7.113.0.203 PTR far.test.\n8.113.0.203 PTR liar.test.",
+    );
+    let system = System::builder()
+        .dns(nsd.address())
+        .set("smtp", "xclient", "[\"127.0.0.1\"]")
+        .toml("[[listen]]\naddress = \"127.0.0.1:0\"\nservice = \"lmtp\"\nproxy = [\"127.0.0.1\"]\n")
+        .start();
+    // A name is not waited for: sooner or later a session ends with it.
+    let named = |client: &str, name: &str, ask: &dyn Fn()| {
+        until(name, PATIENCE, || {
+            let mark = system.log.mark();
+            ask();
+            let end = system.log.wait_from(mark, "disconnect", |e| e["client_address"] == client, PATIENCE);
+            (end["client_name"] == name).then_some(())
+        });
+    };
+    let proxied = |client: &'static str| {
+        let address = system.addresses("lmtp")[0];
+        move || drop(greeted(address, client))
+    };
+    named("203.0.113.7", "far.test", &proxied("203.0.113.7"));
+    let xclient = |text: &'static str| {
+        let address = system.address();
+        move || {
+            let mut client = Smtp::connect(address);
+            client.ehlo();
+            client.says(text, "220");
+            client.quit();
+        }
+    };
+    named("203.0.113.7", "far.test", &xclient("XCLIENT ADDR=203.0.113.7"));
+    // What is told of the name stands, even when it is that there is none.
+    let mark = system.log.mark();
+    xclient("XCLIENT ADDR=203.0.113.7 NAME=[UNAVAILABLE]")();
+    let end = system.log.wait_from(mark, "disconnect", |e| e["client_address"] == "203.0.113.7", PATIENCE);
+    assert!(end["client_name"].is_null(), "{end}");
+    // And who only claims to be liar.test is not.
+    for _ in 0..3 {
+        let mark = system.log.mark();
+        proxied("203.0.113.8")();
+        let end =
+            system.log.wait_from(mark, "disconnect", |e| e["client_address"] == "203.0.113.8", PATIENCE);
+        assert!(end["client_name"].is_null(), "{end}");
+    }
+}
+
+/// The header and the first octets of the handshake in one packet.
+#[test]
+fn a_header_and_tls_in_one_packet() {
+    if !have(&["openssl", "python3"]) {
+        return;
+    }
+    let system = proxied();
+    let script = "import socket, ssl, sys\n\
+        c = ssl.create_default_context(cafile=sys.argv[2] + '/chain.pem')\n\
+        i, o = ssl.MemoryBIO(), ssl.MemoryBIO()\n\
+        t = c.wrap_bio(i, o, server_hostname='mx.test')\n\
+        s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n\
+        first = b'PROXY TCP4 203.0.113.7 192.0.2.1 4000 465\\r\\n'\n\
+        while True:\n\
+        \x20   try:\n\
+        \x20       said = t.read(4) if t.version() and t.cipher() else t.do_handshake() or t.read(4)\n\
+        \x20       break\n\
+        \x20   except ssl.SSLWantReadError:\n\
+        \x20       s.sendall(first + o.read())\n\
+        \x20       first = b''\n\
+        \x20       i.write(s.recv(65536))\n\
+        print(said.decode())\n";
+    let address = system.addresses("submissions")[0];
+    let said = python(script, &[&address.port().to_string(), system.directory().to_str().unwrap()]);
+    assert_eq!(said.trim_end_matches('\n'), "220 ");
+    system.wait("connect", |e| e["client_address"] == "203.0.113.7");
 }
 
 /// haproxy before three ports: version 1, version 2 with a checksum, and version 2 before TLS.
