@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use postern_address::Domain;
 use postern_smtp::server::{
-    Action, Answer, Asks, Extension, Extensions, Output, Phase, Protocol, Question, Session, Settings,
+    Action, Answer, Asks, Extension, Extensions, Identity, Output, Phase, Protocol, Question, Session,
+    Settings,
 };
 use postern_smtp::{EnhancedCode, Reply};
 
@@ -82,6 +83,10 @@ impl Bench {
             session.offer(&["XCLIENT NAME ADDR", "XFORWARD NAME ADDR"]);
         }
         session.set_full(has(0, 4));
+        session.set_time(1_800_000_000_000);
+        if has(3, 7) {
+            session.set_identity(Identity::User("fuzz".into()));
+        }
         let mut bench = Self {
             session,
             wire: Vec::new(),
