@@ -68,6 +68,7 @@ impl Worker {
         connection.guard = self.abuse.guard_after(&connection.guard, connection.address);
         connection.session.set_strict(!connection.guard.is_exempt());
         self.introduce(host, connection, connection.listener);
+        self.guard_user(host, connection);
         let client = connection.client();
         host.emit(&Event::Connect { session: connection.id, client, proxy: Some(teller) });
         Answer::Accepted

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::{Interest, Token};
-use postern_config::{BareNewline, Listen, Service, SmtpLimits, SmtpdPart, Stage};
+use postern_config::{BareNewline, Listen, Service, SmtpdPart, Stage};
 use postern_daemon::{Handles, Host, Port, Program, StartError};
 use postern_event::{Client, Event, Level, SessionId};
 use postern_ipc::explain::ExplainRequest;
@@ -77,14 +77,13 @@ impl Program for Smtpd {
         let lookup = Port::new(host, Peer::only(Role::Lookup));
         let verify = Port::new(host, Peer::only(Role::Verify));
         let ids = IdAllocator::new(Slot::worker(host.me.instance));
-        let (hops, timeouts) = (config.limits.hops, timeouts(&config.limits));
         let abuse = Abuse::new(host, &config);
         let mut program = Self {
             listeners: Vec::new(),
             gate: Gate::new(host),
             connections: Slab::new(),
             first_token: host.tokens(PLACES).0,
-            worker: Worker::new(writer, room, ids, hops, timeouts, lookup, verify, abuse),
+            worker: Worker::new(writer, room, ids, &config.limits, lookup, verify, abuse),
             auth: Port::new(host, Peer::only(Role::Auth)),
             certificate: Certificate::new(),
             explanations: Explanations::new(host),
@@ -173,7 +172,7 @@ impl Program for Smtpd {
         self.config = config;
         self.worker.hops_max = self.config.limits.hops;
         self.worker.room.reserve = self.config.reserve;
-        self.worker.timeouts = timeouts(&self.config.limits);
+        self.worker.timeouts = Timeouts::of(&self.config.limits);
         self.worker.abuse.reload(&self.config);
         self.worker.rules = Arc::new(Rules::new(&self.config.rules));
         self.certificate.forget();
@@ -563,10 +562,6 @@ impl Smtpd {
 /// The connection of that name, if it is still there.
 fn living(connections: &mut Slab<Connection>, key: Key) -> Option<&mut Connection> {
     connections.get_mut(key.place).filter(|connection| connection.key == key)
-}
-
-fn timeouts(limits: &SmtpLimits) -> Timeouts {
-    Timeouts { command: limits.command_timeout, data: limits.data_timeout, session: limits.session_time }
 }
 
 /// Stages that somebody has something to say to. MAIL begins what rules keep of a message.

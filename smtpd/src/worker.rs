@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use postern_config::SmtpLimits;
 use postern_daemon::{Host, Port};
 use postern_event::{Event, Level};
 use postern_ipc::{smtpd_lookup, smtpd_verify};
@@ -92,13 +93,19 @@ pub(crate) struct Timeouts {
     pub(crate) session: Duration,
 }
 
+impl Timeouts {
+    /// As they are configured.
+    pub(crate) fn of(limits: &SmtpLimits) -> Self {
+        Self { command: limits.command_timeout, data: limits.data_timeout, session: limits.session_time }
+    }
+}
+
 impl Worker {
     pub(crate) fn new(
         writer: Writer,
         room: Room,
         ids: IdAllocator,
-        hops_max: u32,
-        timeouts: Timeouts,
+        limits: &SmtpLimits,
         lookup: Port<smtpd_lookup::Question, smtpd_lookup::Answer>,
         verify: Port<smtpd_verify::Question, smtpd_verify::Answer>,
         abuse: Abuse,
@@ -107,8 +114,8 @@ impl Worker {
             writer,
             room,
             ids,
-            hops_max,
-            timeouts,
+            hops_max: limits.hops,
+            timeouts: Timeouts::of(limits),
             lookup,
             verify,
             rules: Arc::default(),
@@ -516,8 +523,8 @@ impl Worker {
         match action {
             Action::Ask { ticket, question } => self.ask(host, connection, ticket, question),
             Action::Finished(finished) => {
-                if let Err(finished) = self.judge_content(host, connection, *finished) {
-                    self.commit(host, connection, finished);
+                if let Some(finished) = self.judge_content(host, connection, finished) {
+                    self.commit(host, connection, *finished);
                 }
             }
             Action::Dropped => self.drop_content(connection),

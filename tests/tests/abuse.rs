@@ -106,6 +106,56 @@ fn without_verify_nobody_is_kept_waiting() {
 }
 
 #[test]
+fn verify_that_hangs_is_not_waited_for_long() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    let system = strict().start();
+    let verify = Pid::from_raw(system.pids()["verify"] as i32);
+    kill(verify, Signal::SIGSTOP).unwrap();
+    let mut smtp = from(&system, client(1));
+    assert!(smtp.greeting().is("220"));
+    smtp.send("a@x.test", &["u@v.test"], &message("without verify")).unwrap();
+    kill(verify, Signal::SIGCONT).unwrap();
+}
+
+/// By XCLIENT a session is whose the test wants it to be.
+#[test]
+fn users_and_networks_of_ipv6() {
+    let system = strict()
+        .set("limits", "exempt", "[\"127.0.0.1\"]")
+        .set("smtp", "xclient", "[\"127.0.0.1\"]")
+        .set("limits", "sessions", "{ client = 2 }")
+        .set("limits", "messages", "{ client = 100, user = 2 }")
+        .start();
+    let turn_into = |told: &str| {
+        let mut smtp = system.smtp();
+        smtp.ehlo();
+        smtp.line(&format!("XCLIENT {told}"));
+        (smtp.reply(), smtp)
+    };
+    let open: Vec<_> = (1..3).map(|n| turn_into(&format!("ADDR=IPV6:2001:db8::{n}"))).collect();
+    assert!(open.iter().all(|(reply, _)| reply.is("220")), "{open:?}");
+    let (refused, _) = turn_into("ADDR=IPV6:2001:db8::ffff");
+    assert!(refused.is("421 4.7.0 Error: too many connections from 2001:db8::ffff"), "{refused}");
+    assert!(turn_into("ADDR=IPV6:2001:db8:0:1::1").0.is("220"), "another network");
+
+    let mut sent = 0;
+    for address in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+        let (reply, mut smtp) = turn_into(&format!("ADDR={address} LOGIN=u"));
+        assert!(reply.is("220"));
+        smtp.ehlo();
+        smtp.line("MAIL FROM:<a@x.test>");
+        let reply = smtp.reply();
+        match sent {
+            0 | 1 => assert!(reply.is("250"), "{reply}"),
+            _ => assert!(reply.is("450 4.7.1 Error: too much mail"), "{reply}"),
+        }
+        sent += 1;
+    }
+    assert_eq!(system.wait("limit-exceeded", |e| e["scope"] == "user")["limit"], 2);
+}
+
+#[test]
 fn this_host_and_relay_networks_are_exempt() {
     let limits = System::builder().set("limits", "sessions", "1").set("limits", "messages", "1");
     let system = limits.set("relay", "networks", "[\"127.200.1.0/24\"]").start();

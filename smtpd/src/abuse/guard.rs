@@ -117,6 +117,12 @@ impl Guard {
         self.lease.filter(|_| self.is_counted() && !self.lost)
     }
 
+    /// What it may do is asked anew: what is left of what it had. (When verify has not counted it yet, that
+    /// comes first.)
+    pub(crate) fn start_anew(&mut self) -> Lease {
+        self.lease.as_mut().map_or(Lease::NONE, |lease| std::mem::replace(lease, Lease::NONE))
+    }
+
     /// The session wants to greet it.
     pub(crate) fn greet(&mut self, ticket: u16, now: Instant) -> Step {
         if !self.exempt && !self.rules.greet_pause.is_zero() {
@@ -176,6 +182,11 @@ impl Guard {
             Some(before) => before.add(lease),
             None => self.lease = Some(lease),
         }
+    }
+
+    /// verify leases so much instead.
+    pub(crate) fn replace(&mut self, lease: Lease) {
+        self.lease = Some(lease);
     }
 
     /// verify has something to say on a lease for the first time.

@@ -19,6 +19,9 @@ use crate::worker::{Timeouts, Worker};
 /// The ticket of the question for more errors: no command asks it.
 const ERRORS: u16 = u16::MAX - 1;
 
+/// The ticket of the question for a user's limits: no command asks it.
+const USER: u16 = u16::MAX - 2;
+
 /// What the worker needs for it.
 #[derive(Debug)]
 pub(crate) struct Abuse {
@@ -105,6 +108,19 @@ impl Worker {
             let session = connection.counted_as();
             // Unsaid, it is counted until this link ends.
             let _ = self.verify.send(host, &Question { id: session, ask: Ask::End { session, left } });
+        }
+    }
+
+    /// The client is a user from now on, whose limits are for it too.
+    pub(crate) fn guard_user(&mut self, host: &mut Host, connection: &mut Connection) {
+        let Identity::User(user) = connection.session.identity() else { return };
+        if !connection.guard.is_counted() {
+            return;
+        }
+        let (session, user) = (connection.counted_as(), user.to_string());
+        let left = connection.guard.start_anew();
+        if !self.ask_verify(host, connection, USER, Ask::User { session, user, left }) {
+            connection.guard.lose();
         }
     }
 
@@ -208,7 +224,7 @@ impl Worker {
         ticket: u16,
         lease: Result<Lease, Exceeded>,
     ) {
-        if connection.guard.is_new() {
+        if ticket != USER && connection.guard.is_new() {
             return self.counted(host, connection, lease);
         }
         let ours = |waiting: &Waiting| matches!(waiting, Waiting::Lease(of, _) if *of == ticket);
@@ -218,6 +234,7 @@ impl Worker {
                 connection.guard.leased(lease);
                 self.again(host, connection, ticket, measure);
             }
+            (Ok(lease), _) if ticket == USER => connection.guard.replace(lease),
             (Ok(lease), _) => {
                 connection.guard.leased(lease);
                 // For the error that it was asked for.
@@ -228,7 +245,7 @@ impl Worker {
                 let reply = words::exceeded(&exceeded, connection.address);
                 match waiting {
                     Some(_) => self.answer(host, connection, ticket, Answer::Refused(reply)),
-                    None => self.close(host, connection, reply, "too many errors"),
+                    None => self.close(host, connection, reply, "limit exceeded"),
                 }
             }
         }
