@@ -12,6 +12,9 @@ use crate::table::TextTable;
 /// Longest value that is told: it becomes a reply or a header line.
 const VALUE_MAX: usize = 1000;
 
+/// Key and value, when one of the keys is there; or why that cannot be said.
+pub type Found = Result<Option<(String, String)>, String>;
+
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Ruled {
@@ -48,12 +51,7 @@ impl Ruled {
     }
 
     /// The first of these keys that a table has, and its value. Beside it, what is to be logged.
-    pub fn find(
-        &mut self,
-        name: &Table,
-        keys: &[String],
-        now: Instant,
-    ) -> (Result<Option<(String, String)>, String>, Vec<String>) {
+    pub fn find(&mut self, name: &Table, keys: &[String], now: Instant) -> (Found, Vec<String>) {
         let Some(ruling) = self.tables.iter_mut().find(|ruling| ruling.name == *name) else {
             return (Err(format!("{name} is not a table of the rules")), Vec::new());
         };
