@@ -419,7 +419,8 @@ impl Smtpd {
         self.explanations.pass(host.now(), true);
         for (_, connection) in &mut self.connections {
             self.worker.tables_lost(host, connection);
-            if connection.session.phase() == Phase::Asking {
+            // Who is not greeted yet waits for somebody else.
+            if connection.session.phase() == Phase::Asking && !connection.session.is_greeting() {
                 self.worker.unanswerable(host, connection);
             }
         }

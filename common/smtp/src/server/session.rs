@@ -12,7 +12,7 @@ use std::sync::Arc;
 use postern_address::{Domain, Mailbox, ReversePath};
 
 use super::extensions::Extensions;
-use super::question::{Answer, Asked, Asks, Question};
+use super::question::{Answer, Asked, Asks, Pending, Question};
 use super::transaction::{Chunked, Finished, Greeted, Receiving, Transaction};
 use crate::parameters::MailParameters;
 use crate::reply::Reply;
@@ -363,6 +363,11 @@ impl Session {
             _ if self.asked.is_empty() => Phase::Command,
             _ => Phase::Asking,
         }
+    }
+
+    /// [`Question::Client`] is open: nothing has been said to the client yet.
+    pub fn is_greeting(&self) -> bool {
+        self.asked.front().is_some_and(|asked| matches!(asked.pending, Pending::Client))
     }
 
     /// Content collected so far and not yet taken, octets.

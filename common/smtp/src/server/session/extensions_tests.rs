@@ -147,6 +147,7 @@ fn questions_at_every_stage() {
     (settings.asks, settings.errors) = (asks, 100);
     let mut bench = Bench::with(settings.clone());
     assert_eq!((bench.session.phase(), bench.wire.as_str()), (Phase::Asking, ""));
+    assert!(bench.session.is_greeting());
     // What is said before the greeting waits.
     bench.feed(b"EHLO x\r\n");
     assert_eq!(bench.input, b"EHLO x\r\n");
