@@ -437,6 +437,8 @@ fn difference(expected: &[u8], content: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::script::parse;
 
@@ -527,5 +529,23 @@ mod tests {
         );
         let injected = ["220 a\r\n", "250-a\r\n250 STARTTLS\r\n", "220 go\r\n250 a\r\n"];
         assert!(matches!(play(&mut machine(script), &injected, &[]).1, Verdict::Fail(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_server_says_it_comes_to_an_end(
+            says in proptest::collection::vec("(2[25]0|354|5[05]0|9)[- ]?|EHLO|SIZE 5|STARTTLS|\r\n|\n|\r|x", 0..40),
+            which in 0..5usize,
+        ) {
+            let scripts = [
+                "> ehlo\n> send\n> quit\ndelivered: {token}\n",
+                "> ehlo\nneed: SIZE\nC: MAIL FROM:<a> SIZE={size+1}\nS: 5xx|close\nconnect\nS: 220\n",
+                "> ehlo\nsecure\ncheck: limits\ndrain 1 250\n",
+                "S: 220\nC: STARTTLS\nS: 220|5xx\ntls?\nS: close\n",
+                "> greeting\nrepeat 3\nC: NOOP\nS: 250|close\nend\nhangup\ntrace: {token} x|y\n",
+            ];
+            let says: Vec<&str> = says.iter().map(String::as_str).collect();
+            let _ = play(&mut machine(scripts[which]), &says, &[]);
+        }
     }
 }
