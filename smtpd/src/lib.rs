@@ -5,12 +5,13 @@
 //!     Accepts connections on the listeners that master gave it, holds the dialogues
 //!     ([`postern_smtp::server`]), asks lookup about each recipient, and writes each accepted message to
 //!     the spool through [`postern_spool::Writer`]. The client gets `250 2.0.0 Ok: queued as ID` when the
-//!     message and its directory entry are on stable storage, and not before. One thread turns one event
+//!     message and its directory entry are on stable storage, and not before. The rules of the
+//!     configuration are tried at each stage; `postern explain` is answered by them too. One thread turns one event
 //!     loop; the two threads of the writer do the waiting for the disk. Several workers run side by side
 //!     and share nothing but the listening sockets.
 //!
 //! TALKS TO
-//!     Clients; lookup (each RCPT), verify (the client's name, what it may do and what
+//!     Clients; lookup (each RCPT, and the tables of rules), verify (the client's name, what it may do and what
 //!     lists say of it, once a connection; more of its lease; the greylist), keys (the certificate, and a
 //!     signature for each TLS handshake on a `submissions` listener), the spool's `tmp/` and `new/`.
 //!     It is linked to auth and does not ask it yet.
@@ -23,7 +24,8 @@
 //!
 //! FAILURE
 //!     keys gone, or no certificate: connections to `submissions` are closed at once, and the log says why.
-//!     lookup gone or silent: 451 4.3.0 to RCPT. verify gone or silent: the client's name is unknown,
+//!     lookup gone or silent: 451 4.3.0 to RCPT and from rules that ask a table. A policy server that does
+//!     not answer: 451 4.3.5. verify gone or silent: the client's name is unknown,
 //!     nobody is counted, lists and greylist are not asked; it is waited for 10 s at most. A
 //!     spool that is full: 452 4.3.1; that fails: 451 4.3.0. No descriptors left: new clients wait in the
 //!     kernel's queue. Killed: every message that got its 250 is in the spool, every other client tries

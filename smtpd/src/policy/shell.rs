@@ -14,7 +14,7 @@ use postern_event::{Event, Level};
 use postern_ipc::smtpd_verify::ClientFacts;
 use postern_ipc::{RequestId, smtpd_lookup, smtpd_verify};
 use postern_smtp::Reply;
-use postern_smtp::server::{Answer, Finished, Identity, Question};
+use postern_smtp::server::{Answer, Finished, Identity, Phase, Question};
 
 use super::effects::Effects;
 use super::engine::{Decision, Evaluation, Heard, Need, Rules, Step, Verdict};
@@ -160,20 +160,20 @@ impl Worker {
         &mut self,
         host: &mut Host,
         connection: &mut Connection,
-        finished: Finished,
-    ) -> Result<(), Finished> {
+        finished: Box<Finished>,
+    ) -> Option<Box<Finished>> {
         if matches!(connection.content, Content::Failed(_)) {
-            return Err(finished);
+            return Some(finished);
         }
         let Some(beside) = connection.beside.as_mut().filter(|beside| beside.judges_content()) else {
-            return Err(finished);
+            return Some(finished);
         };
-        beside.finished = Some(Box::new(finished));
+        beside.finished = Some(finished);
         let evaluation = Evaluation::new(Stage::Data, false);
         let question = Question::Data;
         let running = Running { ticket: CONTENT, evaluation, question, waits_for: None, passed: None };
         self.evaluate(host, connection, running, None);
-        Ok(())
+        None
     }
 
     /// What verify says of the client, at last.
@@ -221,8 +221,13 @@ impl Worker {
     /// Lookup is gone: no table says anything to what it was asked.
     pub(crate) fn tables_lost(&mut self, host: &mut Host, connection: &mut Connection) {
         let waiting = |running: &Running| matches!(running.waits_for, Some(Need::Table(..)));
+        let mut was_waiting = false;
         while let Some(running) = take(connection, waiting) {
+            was_waiting = true;
             self.evaluate(host, connection, running, Some(Heard::Table(Err("lookup is gone".into()))));
+        }
+        if was_waiting {
+            self.drive(host, connection);
         }
     }
 
@@ -369,7 +374,9 @@ impl Worker {
         let Some(beside) = &mut connection.beside else { return };
         beside.of_message.add(effects);
         beside.header = Vec::new();
-        if let Some(finished) = beside.finished.take() {
+        let finished = beside.finished.take();
+        // A session that was closed meanwhile has been told 421, and its content is dropped.
+        if let (Some(finished), Phase::Settling) = (finished, connection.session.phase()) {
             self.commit(host, connection, *finished);
         }
     }
