@@ -295,6 +295,57 @@ fn a_policy_server_is_told_and_obeyed() {
 }
 
 #[test]
+fn a_policy_server_that_thinks_for_ever_and_a_verify_that_dies() {
+    let server = PolicyServer::start(|lines| {
+        while lines.iter().any(|line| line == "sender=slow@x.test") {
+            std::thread::park();
+        }
+        Some("action=DUNNO\n\n".into())
+    });
+    let ask = format!("ask = \"unix:{}\"", server.path().display());
+    let system = System::builder()
+        .set("smtp", "workers", "1")
+        .toml(&rules(&[
+            &format!("rcpt; to = [\"asked@v.test\"]; {ask}"),
+            &format!("data; not = {{ to = [\"asked@v.test\"] }}; {ask}"),
+        ]))
+        .start();
+    let mut client = system.smtp();
+    client.ehlo();
+    client.says("MAIL FROM:<slow@x.test>", "250");
+    for large in [false, true] {
+        let before = server.heard().requests.len();
+        match large {
+            false => client.line("RCPT TO:<asked@v.test>"),
+            true => {
+                client.dialogue(&[("RCPT TO:<u@v.test>", "250"), ("DATA", "354")]);
+                client.bytes(&[attachment(400_000), b".\r\n".to_vec()].concat());
+            }
+        }
+        until("the question", PATIENCE, || (server.heard().requests.len() > before).then_some(()));
+        system.kill_program("verify");
+        client.expect("451 4.3.5");
+        system.wait("program-started", |e| e["name"] == "verify");
+    }
+    // Its successor asks, and nothing is left of what was deferred.
+    let id = until("verify to be back", PATIENCE, || {
+        client.send("a@x.test", &["u@v.test"], &message("after")).ok()
+    });
+    system.finished(&id);
+    system.wait_empty(PATIENCE);
+    assert_eq!(system.maildir("u@v.test").len(), 1);
+    // Whoever waits while the system is stopped is told to come again, and does not lose by it.
+    client.says("MAIL FROM:<slow@x.test>", "250");
+    client.dialogue(&[("RCPT TO:<u@v.test>", "250"), ("DATA", "354")]);
+    let before = server.heard().requests.len();
+    client.bytes(b"Subject: late\r\n\r\n.\r\n");
+    until("the question", PATIENCE, || (server.heard().requests.len() > before).then_some(()));
+    system.begin_to_stop();
+    let last = client.reply();
+    assert!(last.code == 421 || last.code == 451, "{last:?}");
+}
+
+#[test]
 fn postgrey_lets_in_who_comes_back() {
     if !have(&["postgrey", "python3"]) {
         return;
