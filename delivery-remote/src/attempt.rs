@@ -40,7 +40,7 @@ struct Letter {
     queue_id: postern_spool::QueueId,
     reverse_path: postern_address::ReversePath,
     body: Body,
-    options: Options,
+    options: Box<Options>,
 }
 
 /// The moments that `delays=` is made of.

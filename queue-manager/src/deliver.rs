@@ -179,7 +179,7 @@ impl QueueManager {
             queue_id: order.id,
             arrival: envelope.arrival,
             scheduled: order.scheduled,
-            options: order.options(&envelope.options),
+            options: Box::new(order.options(&envelope.options)),
             reverse_path: order.owner.map_or(envelope.reverse_path, postern_address::ReversePath::Mailbox),
             recipients: targets,
             destination: order.destination,

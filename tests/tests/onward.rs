@@ -1,17 +1,14 @@
 //! What goes on to the next host: parameters it offers to hear, content in octets it takes.
 #![allow(clippy::unwrap_used)]
 
-mod put;
-
 use std::time::Duration;
 
 use postern_smtp::parameters::ByMode;
 use postern_spool::{Deadline, Options, Timestamp};
 use postern_tests::{
-    Answer, Builder, Postfix, Sink, Smtp, SmtpSink, System, from_line, have, have_root, maildir, python,
+    Answer, Builder, Postfix, Sink, Smtp, SmtpSink, System, from_line, have, have_root, maildir, put, python,
     until,
 };
-use put::put;
 
 /// A sink that offers these keywords and nothing else.
 fn offering(keywords: &str) -> Sink {

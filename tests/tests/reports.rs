@@ -2,17 +2,14 @@
 //! email package reads them.
 #![allow(clippy::unwrap_used)]
 
-mod put;
-
 use std::time::Duration;
 
 use postern_smtp::parameters::ByMode;
 use postern_spool::{Deadline, Options, Timestamp};
 use postern_tests::{
-    Address, Answer, Builder, Mail, Postfix, Sink, Smtp, System, have, have_root, maildir, message, python,
-    until, vectors,
+    Address, Answer, Builder, Mail, Postfix, Sink, Smtp, System, have, have_root, maildir, message, put,
+    python, until, vectors,
 };
-use put::put;
 use serde_json::Value;
 
 const READ: &str = r#"

@@ -67,7 +67,7 @@ pub struct Job {
     /// For BODY=.
     pub body: BodyType,
     /// What the sender asked for, as far as the next hop is to know; of recipients, see [`Target`].
-    pub options: Options,
+    pub options: Box<Options>,
     /// The message, trace lines included, with CRLF line ends and no dot-stuffing.
     pub content: Content,
 }

@@ -124,7 +124,8 @@ mod tests {
             let mut left: Vec<usize> = queue.clone().drain().collect();
             let mut popped: Vec<usize> = std::iter::from_fn(|| queue.pop_front()).collect();
             prop_assert!(queue.is_empty());
-            (left.sort_unstable(), popped.sort_unstable());
+            left.sort_unstable();
+            popped.sort_unstable();
             let expected: Vec<usize> = (0..items.len()).filter(|n| n % 5 != keep).collect();
             prop_assert_eq!(&left, &expected);
             prop_assert_eq!(popped, expected);

@@ -1,15 +1,14 @@
 //! Mail that comes into the spool with options that no client may ask for, or not at this port.
-#![allow(unreachable_pub)]
 
 use std::time::Duration;
 
+use crate::{System, message};
 use postern_address::{Mailbox, ReversePath};
 use postern_spool::{
     BodyType, Envelope, IdAllocator, NewMessage, Options, Origin, Slot, Timestamp, Writer, WriterDirs,
 };
-use postern_tests::{System, message};
 
-/// Puts a message into the spool as smtpd does.
+/// Puts a message from `sender@v.test` into the spool as smtpd does, and returns its id.
 pub fn put(system: &System, to: &str, options: Options) -> String {
     let open = |name: &str| std::fs::File::open(system.spool_path().join(name)).unwrap().into();
     let (wake, woken) = std::sync::mpsc::channel();
