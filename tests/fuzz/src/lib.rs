@@ -21,6 +21,7 @@ mod address;
 mod command;
 mod content;
 mod material;
+mod message;
 mod proxy;
 mod replies;
 mod session;
@@ -32,10 +33,11 @@ pub use material::Random;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("address", address::run),
     ("command", command::run),
     ("content", content::run),
+    ("message", message::run),
     ("proxy", proxy::run),
     ("replies", replies::run),
     ("session", session::run),
