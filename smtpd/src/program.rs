@@ -153,7 +153,7 @@ impl Program for Smtpd {
         self.look_at_deadlines(host);
         self.look_at_pauses(host);
         self.explanations.pass(host.now(), false);
-        self.worker.count_sessions(host, self.connections.len(), self.config.limits.sessions as usize);
+        self.count_sessions(host);
         self.wind_up(host);
         self.flush(host);
         self.reap(host);
@@ -387,7 +387,8 @@ impl Smtpd {
         for action in out.actions {
             self.worker.perform(host, connection, action);
         }
-        self.deadlines.enter(host.now(), host.now() + self.worker.timeouts.command, key);
+        let command = self.worker.abuse.times(&self.worker.timeouts).0;
+        self.deadlines.enter(host.now(), host.now() + command, key);
     }
 
     fn hear_lookup(&mut self, host: &mut Host) {
@@ -491,6 +492,15 @@ impl Smtpd {
             if let Some(connection) = living(&mut self.connections, key) {
                 let remaining = self.worker.watch(host, connection);
                 self.deadlines.enter(host.now(), host.now() + remaining, key);
+            }
+        }
+    }
+
+    fn count_sessions(&mut self, host: &mut Host) {
+        let most = self.config.limits.sessions as usize;
+        if let Some(soon) = self.worker.count_sessions(host, self.connections.len(), most) {
+            for (_, connection) in &self.connections {
+                self.worker.abuse.pauses.enter(host.now(), host.now() + soon, connection.key);
             }
         }
     }

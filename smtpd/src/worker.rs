@@ -39,7 +39,7 @@ pub(crate) const UNANSWERED_MAX: usize = 20_000;
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long verify may take: its answers are its own, or of lists for which it has 5 s.
-const VERIFY_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const VERIFY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a client may take to read our last words, and to close after them.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(10);

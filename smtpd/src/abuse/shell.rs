@@ -1,6 +1,9 @@
 //! The guard at work: what verify is asked for a client, what its answers do to the session, and when replies
 //! are written that wait.
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use postern_address::{Mailbox, ReversePath};
 use postern_config::{Limits, Service, SmtpdPart};
 use postern_daemon::Host;
@@ -14,7 +17,7 @@ use super::overload::Overload;
 use super::{tarpit, words};
 use crate::connection::{Connection, Key, State};
 use crate::deadlines::Deadlines;
-use crate::worker::{Timeouts, Worker};
+use crate::worker::{Timeouts, VERIFY_PATIENCE, Worker};
 
 /// The ticket of the question for more errors: no command asks it.
 const ERRORS: u16 = u16::MAX - 1;
@@ -28,8 +31,8 @@ pub(crate) struct Abuse {
     limits: Limits,
     lists: bool,
     greylist: bool,
-    greet_pause: std::time::Duration,
-    tarpit: std::time::Duration,
+    greet_pause: Duration,
+    tarpit: Duration,
     /// Greetings and replies that wait for the clock.
     pub(crate) pauses: Deadlines<Key>,
     /// Nearly too many sessions.
@@ -57,25 +60,25 @@ impl Abuse {
     }
 
     /// How long a command and a piece of content may take now.
-    pub(crate) fn times(&self, usual: &Timeouts) -> (std::time::Duration, std::time::Duration) {
+    pub(crate) fn times(&self, usual: &Timeouts) -> (Duration, Duration) {
         (self.overload.command(usual.command), self.overload.data(usual.data))
     }
 
     /// The guard for the client that takes another's place in a session (XCLIENT).
-    pub(crate) fn guard_after(&self, before: &Guard, client: std::net::IpAddr) -> Guard {
+    pub(crate) fn guard_after(&self, before: &Guard, client: IpAddr) -> Guard {
         Guard::new(before.rules(), self.limits.is_exempt(client))
     }
 
     /// The guard for a client of a listener. Lists, greylisting and the pause are for mail from other hosts;
     /// users and programs of ours are counted alone.
-    pub(crate) fn guard(&self, service: Service, client: std::net::IpAddr) -> Guard {
+    pub(crate) fn guard(&self, service: Service, client: IpAddr) -> Guard {
         let from_hosts = service == Service::Smtp;
         let rules = Rules {
             counted: self.limits.any(),
             listed: self.lists && from_hosts,
             list_score: self.limits.list_score,
             greylisted: self.greylist && from_hosts,
-            greet_pause: if from_hosts { self.greet_pause } else { std::time::Duration::ZERO },
+            greet_pause: if from_hosts { self.greet_pause } else { Duration::ZERO },
         };
         Guard::new(rules, self.limits.is_exempt(client))
     }
@@ -129,11 +132,10 @@ impl Worker {
         match connection.guard.greet(ticket, host.now()) {
             Step::Go => self.answer(host, connection, ticket, Answer::Accepted),
             Step::Wait | Step::AskMore => {
-                let until = connection.guard.pause();
-                connection.asked = until.unwrap_or(host.now());
-                if let Some(until) = until {
-                    self.abuse.pauses.enter(host.now(), until, connection.key);
-                }
+                let pause = connection.guard.pause();
+                connection.asked = pause.unwrap_or(host.now());
+                let until = pause.unwrap_or(host.now() + VERIFY_PATIENCE);
+                self.abuse.pauses.enter(host.now(), until, connection.key);
             }
         }
     }
@@ -303,17 +305,24 @@ impl Worker {
         }
         self.greet(host, connection);
         self.drive(host, connection);
+        // An overload began, or verify hangs.
+        self.watch(host, connection);
         let open = connection.state == State::Open;
         if let Some(until) = connection.guard.next().filter(|_| open) {
             self.abuse.pauses.enter(host.now(), until, connection.key);
         }
     }
 
-    /// There are so many sessions now.
-    pub(crate) fn count_sessions(&mut self, host: &mut Host, sessions: usize, most: usize) {
-        if let Some(begins) = self.abuse.overload.update(sessions, most) {
-            host.emit(&Event::Overload { begins, sessions: sessions as u64, most: most as u64 });
-        }
+    /// There are so many sessions now. When that is an overload from now on: how soon they are to be looked at.
+    pub(crate) fn count_sessions(
+        &mut self,
+        host: &mut Host,
+        sessions: usize,
+        most: usize,
+    ) -> Option<Duration> {
+        let begins = self.abuse.overload.update(sessions, most)?;
+        host.emit(&Event::Overload { begins, sessions: sessions as u64, most: most as u64 });
+        begins.then(|| self.abuse.times(&self.timeouts).0)
     }
 
     /// Uses one of the lease. False when verify has to be asked first, or it is refused.
