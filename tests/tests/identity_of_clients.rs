@@ -343,6 +343,31 @@ fn by_way_of_haproxy() {
     system.wait("disconnect", |e| e["why"] == "quit" && e["commands"] == 2);
 }
 
+#[test]
+fn proxied_by_swaks() {
+    if !have(&["swaks"]) {
+        return;
+    }
+    let system = proxied();
+    for (version, family) in [("1", "TCP4"), ("2", "AF_INET")] {
+        for (source, fine) in [("203.0.113.7", true), ("192.0.2.7", false)] {
+            let mut swaks = Command::new("swaks");
+            swaks.args(["--server", &system.addresses("submission")[0].to_string(), "--helo", "client.test"]);
+            swaks.args(["--from", "a@x.test", "--to", "b@sink.test", "--proxy-version", version]);
+            swaks.args(["--proxy-family", family, "--proxy-source", source, "--proxy-source-port", "4000"]);
+            swaks.args(["--proxy-dest", "192.0.2.1", "--proxy-dest-port", "25"]);
+            if version == "2" {
+                swaks.args(["--proxy-protocol", "STREAM", "--proxy-command", "PROXY"]);
+            }
+            let output = swaks.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert_eq!(output.status.success(), fine, "{said} {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    let told = |e: &&serde_json::Value| e["event"] == "accepted" && e["client_address"] == "203.0.113.7";
+    assert_eq!(system.log.events().iter().filter(told).count(), 2);
+}
+
 /// 127.0.0.1 may say XCLIENT and XFORWARD; 203.0.113.0/24 may relay.
 fn trusting() -> System {
     System::builder()
