@@ -171,6 +171,11 @@ impl Generator {
         self.made += 1;
         let name = format!("g{}-{}", self.seed, self.made);
         let mut dialogue = Dialogue { name, turns: Vec::new() };
+        if self.one_in(5) {
+            let stream = self.stream(&dialogue);
+            dialogue.turns.push(Turn::Stream(stream));
+            return dialogue;
+        }
         if self.one_in(6) {
             let greeting = self.any(GREETINGS);
             command(&mut dialogue, greeting);
@@ -185,6 +190,54 @@ impl Generator {
             }
         }
         dialogue
+    }
+
+    /// Everything in one go. Since a stream is compared as a whole it is of commands that both answer alike.
+    fn stream(&mut self, dialogue: &Dialogue) -> Vec<u8> {
+        let mut out = b"EHLO client.test\r\n".to_vec();
+        let mut line = |text: &str| out.extend_from_slice(format!("{text}\r\n").as_bytes());
+        for message in 0..self.below(6) {
+            if self.one_in(4) {
+                line(self.any(&[
+                    "NOOP",
+                    "RSET",
+                    "NONSENSE",
+                    "VRFY",
+                    "RCPT TO:<u1@v.test>",
+                    "DATA",
+                    "noop",
+                    "",
+                ]));
+            }
+            line(self.any(&[
+                "MAIL FROM:<a@client.test>",
+                "MAIL FROM:<> SIZE=100",
+                "mail from:<\"a b\"@x> BODY=8BITMIME",
+            ]));
+            let mut accepted = 0;
+            for _ in 0..=self.below(4) {
+                let recipient = self.any(&["u1@v.test", "u2@v.test", "nobody@v.test", "b@elsewhere.test"]);
+                accepted += usize::from(recipient.starts_with('u'));
+                line(&format!("RCPT TO:<{recipient}>"));
+            }
+            if accepted == 0 || self.one_in(6) {
+                line("RSET");
+                continue;
+            }
+            let head = format!("X-Mark: {}0\r\nX-Number: {message}\r\n\r\n", dialogue.mark());
+            let body: Vec<_> = (0..self.below(6)).map(|_| self.any(LINES)).collect();
+            if self.chunking && self.one_in(2) {
+                let text: String = body.iter().map(|text| format!("{text}\r\n")).collect();
+                line(&format!("BDAT {}\r\n{head}BDAT {} LAST\r\n{text}text", head.len(), text.len() + 6));
+            } else {
+                let stuff = |text: &&str| {
+                    if text.starts_with('.') { format!(".{text}\r\n") } else { format!("{text}\r\n") }
+                };
+                line(&format!("DATA\r\n{head}{}.", body.iter().map(stuff).collect::<String>()));
+            }
+        }
+        line("QUIT");
+        out
     }
 
     fn transaction(&mut self, dialogue: &mut Dialogue) {
