@@ -64,6 +64,7 @@ bench: BENCH ?= --document
 bench: release ## Postern beside Postfix (PEERS=all: and others), as root: target/bench/results.json, docs/performance.md
 	@tests/install-packages postfix dovecot-lmtpd strace iproute2
 	etc/users
+	@$(if $(filter-out postfix none,$(PEERS)),tests/bench/unpack-peers)
 	$(call cargo,build) --release -p postern-bench
 	POSTERN_BIN=$(CURDIR)/target/release target/release/postern-bench $(if $(PEERS),--peers $(PEERS)) $(BENCH)
 

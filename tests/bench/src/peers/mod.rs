@@ -1,5 +1,8 @@
 //! The systems, as a load sees them.
 
+mod exim;
+mod guest;
+mod opensmtpd;
 mod postern;
 mod postfix;
 
@@ -21,6 +24,8 @@ use crate::machine::said;
 pub(crate) enum Name {
     Postern,
     Postfix,
+    Exim,
+    OpenSmtpd,
 }
 
 /// A running system, until the round's process ends. It takes mail at [`ADDRESS`], has the users [`users`] of v.test, and relays the domains of
@@ -82,18 +87,22 @@ pub(crate) fn start(name: Name, workload: Workload, beside: &Beside) -> (Box<dyn
     match name {
         Name::Postern => postern::Postern::start(workload, beside),
         Name::Postfix => postfix::Postfix::start(workload, beside),
+        Name::Exim => exim::Exim::start(workload, beside),
+        Name::OpenSmtpd => opensmtpd::OpenSmtpd::start(workload, beside),
     }
 }
 
 impl Name {
     /// Ours first.
-    pub(crate) const ALL: [Self; 2] = [Self::Postern, Self::Postfix];
+    pub(crate) const ALL: [Self; 4] = [Self::Postern, Self::Postfix, Self::Exim, Self::OpenSmtpd];
 
     /// How it is called.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Postern => "Postern",
             Self::Postfix => "Postfix",
+            Self::Exim => "Exim",
+            Self::OpenSmtpd => "OpenSMTPD",
         }
     }
 
@@ -101,6 +110,8 @@ impl Name {
         match self {
             Self::Postern => format!("Postern {}", env!("CARGO_PKG_VERSION")),
             Self::Postfix => format!("Postfix {}", said("postconf", &["-dh", "mail_version"])),
+            Self::Exim => guest::version(self.title(), "exim4-daemon-light"),
+            Self::OpenSmtpd => guest::version(self.title(), "opensmtpd"),
         }
     }
 
@@ -109,15 +120,23 @@ impl Name {
         match self {
             Self::Postern => postern::PROMISES,
             Self::Postfix => postfix::PROMISES,
+            Self::Exim => exim::PROMISES,
+            Self::OpenSmtpd => opensmtpd::PROMISES,
         }
     }
 
     /// Whether the workload can be given to it.
     pub(crate) fn does(self, cell: Cell) -> bool {
+        use Workload::*;
         match self {
             Self::Postern => true,
             // A process for each client: there is no memory for 5,000.
-            Self::Postfix => cell.workload != Workload::Idle || cell.sessions <= 1000,
+            Self::Postfix => cell.workload != Idle || cell.sessions <= 1000,
+            Self::Exim | Self::OpenSmtpd => match cell.workload {
+                Hold | Relay | Maildir | Maildirs | LmtpSink | LmtpDovecot | Far | Fanout | Sendmail => true,
+                Idle => cell.sessions <= 1000,
+                _ => false,
+            },
         }
     }
 }

@@ -119,5 +119,7 @@ fn color(name: Name) -> &'static str {
     match name {
         Name::Postern => "#b5482a",
         Name::Postfix => "#4a6fa5",
+        Name::Exim => "#5f8a5a",
+        Name::OpenSmtpd => "#8d6aa8",
     }
 }
