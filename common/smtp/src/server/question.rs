@@ -33,7 +33,7 @@ pub enum Question {
     },
     /// DATA, or the first BDAT, with at least one recipient. Refused drops the transaction.
     Data,
-    /// VRFY and its argument: Say.
+    /// VRFY and its argument, without the SMTPUTF8 that may stand behind it: Say.
     Vrfy(String),
     /// EXPN and its argument: Say.
     Expn(String),
@@ -104,7 +104,11 @@ pub(super) enum Pending {
         last: bool,
     },
     /// VRFY, EXPN, ETRN, XFORWARD: nothing of ours changes.
-    Word(&'static str),
+    Word {
+        verb: &'static str,
+        /// The reply may hold UTF-8 (RFC 6531 §3.7.4).
+        utf8: bool,
+    },
     Xclient,
 }
 
@@ -118,7 +122,7 @@ impl Pending {
             Self::Rcpt(_) | Self::BadRcpt => "RCPT",
             Self::Data => "DATA",
             Self::Chunk { .. } => "BDAT",
-            Self::Word(verb) => verb,
+            Self::Word { verb, .. } => verb,
             Self::Xclient => "XCLIENT",
         }
     }

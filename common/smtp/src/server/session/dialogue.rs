@@ -152,15 +152,15 @@ impl Session {
             }
             Command::Noop => self.say(250, (2, 0, 0), "Ok", out),
             Command::Vrfy(argument) if self.settings.asks.vrfy && self.has(Extension::Vrfy) => {
-                self.ask(Question::Vrfy(argument.into()), Pending::Word("VRFY"), out);
+                self.ask_name("VRFY", argument, Question::Vrfy, out);
             }
             // RFC 5321 §3.5.3, §7.3: whether a mailbox exists is told at RCPT alone.
             Command::Vrfy(_) => self.say(252, (2, 5, 0), "Cannot verify; send mail and see", out),
             Command::Expn(argument) if self.settings.asks.expn && self.has(Extension::Expn) => {
-                self.ask(Question::Expn(argument.into()), Pending::Word("EXPN"), out);
+                self.ask_name("EXPN", argument, Question::Expn, out);
             }
             Command::Etrn(argument) if self.settings.asks.etrn && self.has(Extension::Etrn) => {
-                self.ask(Question::Etrn(argument.into()), Pending::Word("ETRN"), out);
+                self.ask(Question::Etrn(argument.into()), Pending::Word { verb: "ETRN", utf8: false }, out);
             }
             Command::Xclient(_) if self.offers("XCLIENT") && self.transaction().is_some() => {
                 self.misplaced("XCLIENT", "Error: mail transaction in progress", out);
@@ -172,7 +172,11 @@ impl Session {
                 self.misplaced("XFORWARD", "Error: mail transaction in progress", out);
             }
             Command::Xforward(attributes) if self.offers("XFORWARD") => {
-                self.ask(Question::Xforward(attributes.into()), Pending::Word("XFORWARD"), out);
+                self.ask(
+                    Question::Xforward(attributes.into()),
+                    Pending::Word { verb: "XFORWARD", utf8: false },
+                    out,
+                );
             }
             Command::Expn(_) => self.not_offered("EXPN", out),
             Command::Etrn(_) => self.not_offered("ETRN", out),
@@ -181,6 +185,24 @@ impl Session {
             Command::Help => self.write(&help::text(&self.settings, self.extra), out),
             Command::Quit => self.quit(out),
         }
+    }
+
+    /// VRFY or EXPN. What is not US-ASCII takes SMTPUTF8, in the command and in the reply (RFC 6531 §3.7.4.2).
+    fn ask_name(
+        &mut self,
+        verb: &'static str,
+        argument: &str,
+        question: impl FnOnce(String) -> Question,
+        out: &mut Output,
+    ) {
+        let (name, last) = argument.rsplit_once(' ').unwrap_or((argument, ""));
+        let utf8 = self.has(Extension::SmtpUtf8) && last.eq_ignore_ascii_case("SMTPUTF8");
+        let name = if utf8 { name.trim_end() } else { argument };
+        if !utf8 && !name.is_ascii() {
+            let reply = error(553, (5, 6, 7), "Error: not US-ASCII, which takes SMTPUTF8");
+            return self.refuse(verb, reply, None, None, out);
+        }
+        self.ask(question(name.into()), Pending::Word { verb, utf8 }, out);
     }
 
     fn quit(&mut self, out: &mut Output) {
@@ -357,8 +379,13 @@ impl Session {
     fn conclude(&mut self, pending: Pending, answer: Answer, out: &mut Output) {
         let reply = match (answer, &pending) {
             (Answer::Accepted, _) => return self.go_on(pending, out),
-            (Answer::Say(reply), Pending::Word(_)) if !reply.is_permanent() => {
-                return self.write(&reply, out);
+            (Answer::Say(reply), Pending::Word { utf8: false, .. })
+                if reply.lines.iter().any(|line| !line.is_ascii()) =>
+            {
+                return self.say(252, (2, 6, 8), "The answer takes SMTPUTF8", out);
+            }
+            (Answer::Say(reply), Pending::Word { utf8, .. }) if !reply.is_permanent() => {
+                return self.write_as(&reply, *utf8, out);
             }
             (Answer::Closed(reply), _) => {
                 let stage = pending.stage();
@@ -386,7 +413,7 @@ impl Session {
                 self.drop_transaction(out);
                 self.begin_discard(size, reply, from, out);
             }
-            Pending::BadRcpt | Pending::Greeting { .. } | Pending::Word(_) | Pending::Xclient => {
+            Pending::BadRcpt | Pending::Greeting { .. } | Pending::Word { .. } | Pending::Xclient => {
                 self.refuse(stage, reply, None, None, out);
             }
         }
@@ -411,7 +438,7 @@ impl Session {
             }
             Pending::Data => self.begin_content(out),
             Pending::Chunk { size, last } => self.begin_chunks(size, last, out),
-            Pending::Word(_) => self.say(250, (2, 0, 0), "Ok", out),
+            Pending::Word { .. } => self.say(250, (2, 0, 0), "Ok", out),
             Pending::Xclient => self.begin(out),
             // It has its answer from the beginning.
             Pending::BadRcpt => {}

@@ -71,6 +71,27 @@ fn utf8_takes_its_parameter() {
 }
 
 #[test]
+fn names_in_utf8_take_the_parameter_too() {
+    let mut bench = with(|settings| settings.asks = Asks { vrfy: true, expn: true, ..Asks::default() });
+    // What is answered here is the argument.
+    assert_eq!(bench.say("VRFY jös smtputf8\r\n"), "250 2.1.5 jös\r\n");
+    assert_eq!(bench.say("EXPN list SMTPUTF8\r\n"), "250 2.1.5 list\r\n");
+    assert_eq!(bench.codes("VRFY jös\r\nEXPN jös\r\n"), [553, 553]);
+    bench.feed(b"VRFY u\r\n");
+    let (ticket, mut out) = (bench.asked.pop_front().unwrap().0, Output::default());
+    bench.session.answer(ticket, Answer::Say(Reply::new(250, None, "<jös@x>")), &mut out);
+    assert!(out.wire.starts_with(b"252 2.6.8 "));
+    // And so does every text of a refusal.
+    for (parameter, text) in [(" SMTPUTF8", "550 5.7.1 Nö\r\n"), ("", "550 5.7.1 N?\r\n")] {
+        bench.codes(&format!("RSET\r\nMAIL FROM:<>{parameter}\r\n"));
+        bench.feed(b"RCPT TO:<u@t>\r\n");
+        let (ticket, mut out) = (bench.asked.pop_front().unwrap().0, Output::default());
+        bench.session.answer(ticket, Answer::Refused(error(550, (5, 7, 1), "Nö")), &mut out);
+        assert_eq!(String::from_utf8(out.wire).unwrap(), text);
+    }
+}
+
+#[test]
 fn what_was_asked_for_comes_with_the_message() {
     let mut bench = greeted();
     let batch = "MAIL FROM:<a@x> RET=HDRS ENVID=e+2B1\r\nRCPT TO:<u@t>\r\nRCPT TO:<v@t> NOTIFY=NEVER\r\n\

@@ -22,12 +22,23 @@ impl Session {
         }
     }
 
-    /// Any reply, its enhanced code where those are offered (RFC 2034 §4).
+    /// Any reply, its enhanced code where those are offered (RFC 2034 §4). Text that is not US-ASCII is for
+    /// transactions with SMTPUTF8 (RFC 6531 §3.7.4.1); elsewhere it becomes `?`.
     pub(super) fn write(&self, reply: &Reply, out: &mut Output) {
-        if reply.enhanced.is_some() && !self.settings.extensions.has(Extension::EnhancedStatusCodes) {
-            return Reply { enhanced: None, ..reply.clone() }.write_to(&mut out.wire);
+        let utf8 = self.transaction().is_some_and(|(_, parameters)| parameters.smtputf8);
+        self.write_as(reply, utf8, out);
+    }
+
+    /// The same, where the command said whether UTF-8 is understood.
+    pub(super) fn write_as(&self, reply: &Reply, utf8: bool, out: &mut Output) {
+        let ascii = utf8 || reply.lines.iter().all(|line| line.is_ascii());
+        let codes = self.settings.extensions.has(Extension::EnhancedStatusCodes);
+        if ascii && (codes || reply.enhanced.is_none()) {
+            return reply.write_to(&mut out.wire);
         }
-        reply.write_to(&mut out.wire);
+        let plain = |line: &String| line.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect();
+        let lines = if ascii { reply.lines.clone() } else { reply.lines.iter().map(plain).collect() };
+        Reply { lines, enhanced: reply.enhanced.filter(|_| codes), ..*reply }.write_to(&mut out.wire);
     }
 
     /// RFC 5321 §4.1.4: out of order, and the state stays as it was.
