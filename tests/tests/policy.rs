@@ -480,6 +480,40 @@ fn explain_tells_each_rule_and_why() {
 }
 
 #[test]
+fn what_the_dns_says_of_a_client() {
+    if !have(&["nsd"]) {
+        return;
+    }
+    let dns =
+        Nsd::start("9.2.0.192.bl IN A 127.0.0.2\n9.2.0.192.wl IN A 127.0.0.2\n10.2.0.192.bl IN A 127.0.0.2");
+    let system = System::builder()
+        .dns(dns.address())
+        .toml("[[list]]\nname = \"bl.test\"\nkind = \"deny\"\nweight = 5\n")
+        .toml("[[list]]\nname = \"wl.test\"\nkind = \"allow\"\nweight = 3\n")
+        .toml(&rules(&[
+            "client; score-at-least = 5; action = \"reject 554 5.7.1 listed\"",
+            "rcpt; score-at-least = 2; action = \"tag X-Score: some\"",
+            "rcpt; name-verified = false; action = \"reject\"",
+            "rcpt; name-verified = false; action = \"hold\"",
+        ]))
+        .start();
+    let explain = |client: &str| {
+        let given = ["--helo", "x.test", "--from", "a@x.test", "--rcpt", "u@v.test"];
+        system.postern_json(&[&["explain", "--client", client][..], &given[..]].concat())
+    };
+    let last = |steps: &[serde_json::Value]| steps.last().unwrap()["verdict"].as_str().unwrap().to_owned();
+    let steps = explain("192.0.2.10");
+    assert_eq!((&steps[0]["step"], &steps[0]["score"]), (&"client".into(), &5.into()), "{steps:?}");
+    assert_eq!(last(&steps), "554 5.7.1 listed");
+    let steps = explain("192.0.2.9");
+    assert_eq!(steps[0]["score"], 2);
+    assert!(steps.iter().any(|s| s["rule"] == 2 && s["matches"] == true), "{steps:?}");
+    // This server knows nothing of in-addr.arpa.
+    assert_eq!(steps[0]["name"], serde_json::Value::Null);
+    assert_eq!(last(&steps), "554 5.7.1 Access denied");
+}
+
+#[test]
 fn a_reload_brings_other_rules() {
     let system =
         System::builder().toml(&rules(&["from; from = [\"a@x.test\"]; action = \"reject\""])).start();

@@ -86,6 +86,8 @@ impl Explanations {
         self.serial += 1;
         let key = Key::new(FIRST_PLACE + place, self.serial);
         let client = request.client;
+        // As for a session of it: who is exempt from limits is looked up in no list.
+        let listed = worker.abuse.guard(listen.service, client).is_listed();
         let desk = Desk {
             link,
             key,
@@ -101,7 +103,7 @@ impl Explanations {
             over: false,
         };
         self.desks[place] = Some(desk);
-        let ask = smtpd_verify::Ask::Begin { client, listener: 0, counted: false, listed: true };
+        let ask = smtpd_verify::Ask::Begin { client, listener: 0, counted: false, listed };
         let question = smtpd_verify::Question { id: key.request(0), ask };
         if worker.verify.is_congested() || !worker.verify.send(host, &question) {
             self.verify_said(host, worker, question.id, smtpd_verify::Say::Client(ClientFacts::UNKNOWN));
