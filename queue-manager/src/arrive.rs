@@ -9,6 +9,7 @@ use postern_daemon::Host;
 use postern_event::{Event, Level};
 use postern_spool::{QueueId, ReadError, WriteError};
 
+use crate::copier;
 use crate::intake::{self, Found, FoundMessage, Recovery};
 use crate::pickup::{self, Pickup, Refusal};
 use crate::queue::{QueueManager, Writing, damage};
@@ -129,6 +130,7 @@ impl QueueManager {
             let text =
                 format!("{id}: finished, but its file cannot be removed from the spool's cur/: {error}");
             host.note(Level::Error, &text);
+            self.store.remove_later(place.file, id);
         }
     }
 
@@ -182,12 +184,22 @@ impl QueueManager {
 
     /// Takes mail of local programs. True when there is more to do at once.
     pub(crate) fn pick_up(&mut self, host: &mut Host) -> bool {
+        if let Some((name, copied)) = self.copier.finished() {
+            self.copied(host, name, copied);
+        }
         self.stream_on(host);
+        self.copy_next(host);
         let begun = Instant::now();
-        while self.picking.len() < PICKUPS_MAX && self.streaming.is_none() {
+        while self.picking.len() < PICKUPS_MAX {
             let Some(name) = self.dropped.pop_front() else { return false };
-            if !self.picking.contains(&name) {
-                self.pick_up_one(host, name);
+            if !self.picking.contains(&name) && !self.large.contains(&name) {
+                match copier::is_large(&self.drop, name) {
+                    true => {
+                        self.large.push_back(name);
+                        self.copy_next(host);
+                    }
+                    false => self.pick_up_one(host, name),
+                }
             }
             if begun.elapsed() >= SLICE {
                 return !self.dropped.is_empty();
@@ -196,20 +208,52 @@ impl QueueManager {
         false // The writer's next word goes on.
     }
 
+    /// Has the next large message copied, when the one before is in the spool.
+    fn copy_next(&mut self, host: &mut Host) {
+        if self.streaming.is_some() || self.copier.busy().is_some() {
+            return;
+        }
+        let Some(name) = self.large.pop_front() else { return };
+        self.picking.insert(name);
+        let (id, now) = (self.next_id(), host.wall());
+        let (hostname, message_size) = (self.config.hostname.as_str().to_owned(), self.config.message_size);
+        self.copier.begin(copier::Request { name, id, hostname, message_size, now });
+    }
+
+    fn copied(&mut self, host: &mut Host, name: QueueId, copied: Result<Pickup, Refusal>) {
+        match copied {
+            Ok(pickup) => self.hand_over(host, pickup),
+            Err(refusal) => {
+                self.picking.remove(&name);
+                self.refused(host, name, &refusal);
+            }
+        }
+    }
+
     fn pick_up_one(&mut self, host: &mut Host, name: QueueId) {
         let id = self.next_id();
         let (cur, hostname) = (self.store.directory().as_fd(), self.config.hostname.as_str());
         let (drop, size) = (self.drop.as_fd(), self.config.message_size);
-        let mut pickup = match pickup::open(drop, cur, name, id, hostname, size, host.wall()) {
-            Ok(pickup) => pickup,
-            Err(refusal) => return self.refused(host, name, &refusal),
-        };
+        match pickup::open(drop, cur, name, id, hostname, size, host.wall()) {
+            // It grew after it was looked at: there may be another on its way already.
+            Ok(pickup) if pickup.is_large() && (self.streaming.is_some() || self.copier.busy().is_some()) => {
+                self.large.push_back(name);
+            }
+            Ok(pickup) => self.hand_over(host, pickup),
+            Err(refusal) => self.refused(host, name, &refusal),
+        }
+    }
+
+    /// Gives a message that is ours to the writer.
+    fn hand_over(&mut self, host: &mut Host, mut pickup: Pickup) {
+        let name = pickup.name;
         self.last_write += 1;
         let token = self.last_write;
         if pickup.is_large() {
             pickup.open_stream(&mut self.writer, token);
             self.streaming = Some(token);
         } else if let Err(refusal) = pickup.submit(&mut self.writer, token) {
+            self.picking.remove(&name);
             return self.refused(host, name, &refusal);
         }
         self.picking.insert(name);

@@ -315,6 +315,7 @@ impl QueueManager {
                 let text =
                     format!("{id}: finished, but its file cannot be removed from the spool's cur/: {error}");
                 host.note(Level::Error, &text);
+                self.store.remove_later(place.file, id);
             }
         }
     }

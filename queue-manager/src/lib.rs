@@ -34,6 +34,7 @@
 mod arrive;
 mod bounces;
 pub mod content;
+pub mod copier;
 mod deliver;
 pub mod intake;
 mod operator;

@@ -15,6 +15,7 @@ use postern_ipc::supervise::Handle;
 use postern_ipc::{Peer, Role, queue_lookup};
 use postern_spool::{IdAllocator, QueueId, ReadError, Slot, Writer, WriterDirs};
 
+use crate::copier::Copier;
 use crate::intake::{Janitor, JanitorDirs, Recovery, Troubles, Watcher, recover};
 use crate::operator::{Operators, detail};
 use crate::pickup::Pickup;
@@ -58,6 +59,9 @@ pub struct QueueManager {
     pub(crate) dropped: VecDeque<QueueId>,
     /// Files of `drop/` that are with the writer.
     pub(crate) picking: HashSet<QueueId>,
+    /// Large ones, which are taken one after the other.
+    pub(crate) large: VecDeque<QueueId>,
+    pub(crate) copier: Copier,
     /// The one large message of `drop/` on its way.
     pub(crate) streaming: Option<u64>,
     pub(crate) troubles: Troubles,
@@ -261,6 +265,7 @@ impl QueueManager {
             corrupt: corrupt.try_clone()?,
             drop: drop.try_clone()?,
         };
+        let copier = Copier::start(drop.try_clone()?, cur.try_clone()?, wake(host))?;
         let recovery = recover(cur.try_clone()?, wake(host))?;
         let seed = host.wall().0 ^ (u64::from(std::process::id()) << 40);
         Ok(Self {
@@ -281,6 +286,8 @@ impl QueueManager {
             incoming: VecDeque::new(),
             dropped: VecDeque::new(),
             picking: HashSet::new(),
+            large: VecDeque::new(),
+            copier,
             streaming: None,
             troubles: Troubles::default(),
             operators: Operators::default(),
@@ -356,6 +363,9 @@ impl QueueManager {
         }
         let due = *self.next_sync.get_or_insert(host.now() + SYNC_AFTER);
         if host.now() >= due && !self.store.is_syncing() {
+            for id in self.store.remove_again() {
+                host.emit(&Event::Removed { id });
+            }
             self.store.sync();
             self.next_sync = None;
         } else if host.now() >= due {

@@ -37,6 +37,8 @@ pub struct Store {
     dirty: BTreeSet<QueueId>,
     /// Records that could not be appended yet, but for deferrals.
     unwritten: BTreeMap<QueueId, Vec<LogRecord>>,
+    /// Files that are done and could not be unlinked, each with its last message.
+    unremoved: BTreeMap<QueueId, QueueId>,
     directory_dirty: bool,
     drop_dirty: bool,
     /// A batch is under way.
@@ -59,6 +61,7 @@ impl Store {
             syncer,
             dirty: BTreeSet::new(),
             unwritten: BTreeMap::new(),
+            unremoved: BTreeMap::new(),
             directory_dirty: false,
             drop_dirty: false,
             syncing: false,
@@ -160,6 +163,22 @@ impl Store {
         postern_spool::remove(self.cur.as_fd(), &file.to_string())
     }
 
+    /// Has a file that could not be unlinked when its last message, this one, was finished tried again.
+    pub fn remove_later(&mut self, file: QueueId, message: QueueId) {
+        self.unremoved.insert(file, message);
+    }
+
+    /// Tries again to unlink what could not be: the messages that are gone with their files now.
+    pub fn remove_again(&mut self) -> Vec<QueueId> {
+        let gone: Vec<_> = std::mem::take(&mut self.unremoved).into_iter().collect();
+        let (gone, left) = gone.into_iter().partition::<Vec<_>, _>(|(file, _)| {
+            postern_spool::remove(self.cur.as_fd(), &file.to_string()).is_ok()
+        });
+        self.unremoved = left.into_iter().collect();
+        self.directory_dirty |= !gone.is_empty();
+        gone.into_iter().map(|(_, message)| message).collect()
+    }
+
     /// A name went from `drop/`: after a power cut it must not come back and be sent again.
     pub fn taken_from_drop(&mut self) {
         self.drop_dirty = true;
@@ -176,7 +195,11 @@ impl Store {
 
     /// Something waits to be synced.
     pub fn is_dirty(&self) -> bool {
-        self.directory_dirty || self.drop_dirty || !self.dirty.is_empty() || !self.unwritten.is_empty()
+        self.directory_dirty
+            || self.drop_dirty
+            || !self.dirty.is_empty()
+            || !self.unwritten.is_empty()
+            || !self.unremoved.is_empty()
     }
 
     /// A batch is under way.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use nix::unistd::Group;
-use postern_tests::{System, have, have_root};
+use postern_tests::{System, have, have_root, until};
 
 /// The command under its three names, where everybody can run it.
 fn installed(system: &System) -> PathBuf {
@@ -215,4 +215,31 @@ fn git_send_email() {
     assert_eq!(mail.header("Subject").unwrap(), "[PATCH] One");
     assert_eq!(mail.header("Return-Path").unwrap(), "<s@x.test>");
     assert!(String::from_utf8_lossy(&mail.bytes).contains("\n\nText.\n---\n"));
+}
+
+/// What the command line asks for goes with the message; large ones take another way in, one after the other,
+/// and small ones do not wait for them.
+#[test]
+fn reports_asked_for_on_the_command_line() {
+    let system = System::start();
+    let large =
+        [b"Subject: large\n\n".to_vec(), b"a line of text of a large message\n".repeat(100_000)].concat();
+    for (n, input) in [&large[..], &large, b"Subject: small\n\nx\n"].iter().enumerate() {
+        let id = format!("mine-{n}");
+        let arguments = ["-f", "sender@v.test", "-N", "success,failure", "-R", "hdrs", "-V", &id, "u@v.test"];
+        accepted(&send(&system, &arguments, input));
+    }
+    let reports = system.wait_maildir("sender@v.test", 3);
+    assert_eq!(system.wait_maildir("u@v.test", 3).len(), 3);
+    for report in &reports {
+        let text = String::from_utf8_lossy(&report.bytes).replace("\r\n", "\n");
+        assert!(
+            text.contains("\nOriginal-Envelope-Id: mine-") && text.contains("\nAction: delivered\n"),
+            "{text}"
+        );
+    }
+    let refused = send(&system, &["-N", "sometimes", "u@v.test"], b"x\n");
+    assert_eq!(refused.status.code(), Some(64));
+    let empty = || system.spool("cur").is_empty().then_some(());
+    until("no copies are left", std::time::Duration::from_secs(60), empty);
 }
