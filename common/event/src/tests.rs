@@ -167,10 +167,7 @@ fn samples(things: &Things) -> Vec<(Event<'_>, &'static str)> {
             Event::Overload { begins: true, sessions: 80, most: 100 },
             "warning: overload: 80 sessions of 100: timeouts are shorter, fewer errors are borne",
         ),
-        (
-            Event::Overload { begins: false, sessions: 69, most: 100 },
-            "overload is over: 69 sessions of 100",
-        ),
+        (Event::Overload { begins: false, sessions: 69, most: 100 }, "overload is over: 69 sessions of 100"),
         (
             Event::Active { id, from, size: 812, nrcpt: 2 },
             "0123456789ABC: from=<a@example.net>, size=812, nrcpt=2 (queue active)",
