@@ -120,6 +120,8 @@ fn a_header_in_pieces() {
 fn without_a_header_nobody_is_heard() {
     let system = proxied();
     let address = system.addresses("submission")[0];
+    let silent = connect(address);
+    (&silent).write_all(b"PROXY TCP4 203.0.113.7").unwrap();
     let long = [b"PROXY UNKNOWN ", vec![b'x'; 200].as_slice(), b"\r\n"].concat();
     for header in [
         &b"EHLO client.test\r\n"[..],
@@ -140,6 +142,8 @@ fn without_a_header_nobody_is_heard() {
     system.wait("reject", |e| e["client_address"] == "127.0.0.9");
     // Within TLS nothing is said in clear text.
     assert_eq!(say(system.addresses("submissions")[0], b"EHLO client.test\r\n"), [""; 0]);
+    // Nor is anybody waited for.
+    assert_eq!(rest(silent), "554 5.7.1 Error: no PROXY header in time\r\n");
     // And the usual port understands no header.
     assert!(system.smtp().says("PROXY TCP4 203.0.113.7 192.0.2.1 4000 25", "500").is("500"));
     let connects = system.log.events().into_iter().filter(|e| e["event"] == "connect");
