@@ -104,6 +104,11 @@ fn the_queue_manager_waits_until_the_disk_is_back() {
         let id = client.send("a@x.test", &["u@v.test"], &message(&subject)).unwrap();
         // A second message passes smtpd meanwhile, and the program lives.
         let second = client.send("a@x.test", &["u@v.test"], &message(&subject)).unwrap();
+        if *calls == "unlinkat" {
+            until("it was met", Duration::from_secs(60), || {
+                system.log.text().contains("finished, but its file cannot be removed").then_some(())
+            });
+        }
         drop(fault);
         // A program that gave up is started anew, and its successor finds what was promised.
         for id in [&id, &second] {
@@ -255,7 +260,14 @@ fn a_file_system_that_turns_read_only() {
     system.start_again();
     let id = system.smtp().send("a@x.test", &["u@v.test"], &message("after")).unwrap();
     system.finished(&id);
-    assert_eq!(system.maildir("u@v.test").len(), 2);
+    // What was refused may have reached the disk whole all the same; its sender sends it again. And what was
+    // delivered in the last second may be delivered twice.
+    let mut subjects: Vec<_> =
+        system.maildir("u@v.test").iter().map(|mail| mail.header("Subject").unwrap()).collect();
+    subjects.retain(|subject| subject != "refused");
+    subjects.sort();
+    subjects.dedup();
+    assert_eq!(subjects, ["after", "before"]);
     system.stop();
 }
 
