@@ -80,7 +80,7 @@ impl Pair {
             let mut all = compared.differences;
             for (n, turn) in dialogue.turns.iter().enumerate() {
                 let later = |m: &usize| *m >= n && matches!(turn, Turn::Chunk(..));
-                if compared.apart.contains(&n) || compared.apart.iter().any(|m| later(m)) {
+                if compared.apart.contains(&n) || compared.apart.iter().any(later) {
                     continue;
                 }
                 let mark = format!("{}{n}", dialogue.mark());
