@@ -40,6 +40,8 @@ use ranked::Ranked;
 
 /// Messages with an attempt under way at once. Each costs its recipients in memory.
 const ACTIVE_MAX: usize = 5000;
+/// How many of them may be new mail for the same domains: one slow host does not hold up the others.
+const ACTIVE_SHARE: usize = ACTIVE_MAX / 4;
 /// How many of them may be retries: new mail always finds room.
 const ACTIVE_OLD_MAX: usize = ACTIVE_MAX / 2;
 /// Recipients of such messages in memory: above this no further message is begun, above half of it no retry.
@@ -220,6 +222,10 @@ pub struct Scheduler {
     wake: BTreeSet<(Timestamp, QueueId)>,
     /// Those that wait for the time their senders set.
     scheduled: BTreeSet<(Timestamp, QueueId)>,
+    /// New mail under way and set aside, by the domains it is for.
+    crowds: HashMap<DomainBits, Crowd>,
+    /// Of these some that were set aside may begin.
+    thinned: VecDeque<DomainBits>,
     /// To be tried though their destinations are down.
     forced: HashSet<QueueId>,
     active: usize,
@@ -238,6 +244,13 @@ pub struct Scheduler {
     bouncing: usize,
     stopping: bool,
     counts: Counts,
+}
+
+/// New mail for the same domains.
+#[derive(Debug, Default)]
+struct Crowd {
+    active: usize,
+    aside: Ranked<QueueId>,
 }
 
 /// Questions to lookup.
@@ -287,6 +300,8 @@ impl Scheduler {
             due: Ranked::default(),
             wake: BTreeSet::new(),
             scheduled: BTreeSet::new(),
+            crowds: HashMap::new(),
+            thinned: VecDeque::new(),
             forced: HashSet::new(),
             active: 0,
             active_old: 0,
@@ -529,12 +544,42 @@ impl Scheduler {
         match self.messages.remove(&id).map(|entry| entry.state) {
             Some(State::Deferred(until)) => drop(self.wake.remove(&(until, id))),
             Some(State::Scheduled(until)) => drop(self.scheduled.remove(&(until, id))),
-            Some(State::Active(active)) => {
-                self.active -= 1;
-                self.active_old -= usize::from(!active.fresh);
-                self.recipients -= active.recipients.len();
-            }
+            Some(State::Active(active)) => self.leave(active.fresh, active.recipients.len()),
             _ => {}
+        }
+    }
+
+    /// An attempt is over.
+    fn leave(&mut self, fresh: Option<DomainBits>, recipients: usize) {
+        self.active -= 1;
+        self.active_old -= usize::from(fresh.is_none());
+        self.recipients -= recipients;
+        let Some(bits) = fresh else { return };
+        let Some(crowd) = self.crowds.get_mut(&bits) else { return };
+        crowd.active = crowd.active.saturating_sub(1);
+        if !crowd.aside.is_empty() {
+            self.thinned.push_back(bits);
+        } else if crowd.active == 0 {
+            self.crowds.remove(&bits);
+        }
+    }
+
+    /// The next new message whose domains have room: of those without, the ones behind go first.
+    fn next_fresh(&mut self) -> Option<QueueId> {
+        while let Some(&bits) = self.thinned.front() {
+            let crowd = self.crowds.get_mut(&bits).filter(|crowd| crowd.active < ACTIVE_SHARE);
+            if let Some(id) = crowd.and_then(|crowd| crowd.aside.pop_front()) {
+                return Some(id);
+            }
+            self.thinned.pop_front();
+        }
+        loop {
+            let id = self.fresh.pop_front()?;
+            let Some(entry) = self.messages.get(&id) else { continue };
+            match self.crowds.get_mut(&entry.domains) {
+                Some(crowd) if crowd.active >= ACTIVE_SHARE => crowd.aside.push_back(entry.priority, id),
+                _ => return Some(id),
+            }
         }
     }
 
@@ -577,7 +622,7 @@ impl Scheduler {
     /// The next message to make an attempt at: new ones first.
     fn load(&mut self) -> Option<Action> {
         while self.active < ACTIVE_MAX && self.recipients < RECIPIENTS_MAX {
-            let fresh = self.fresh.pop_front();
+            let fresh = self.next_fresh();
             let old = self.active_old < ACTIVE_OLD_MAX && self.recipients < RECIPIENTS_MAX / 2;
             let id = match fresh {
                 Some(id) => id,
@@ -592,6 +637,10 @@ impl Scheduler {
             let fresh = fresh.is_some();
             self.active += 1;
             self.active_old += usize::from(!fresh);
+            let fresh = fresh.then_some(entry.domains);
+            if let Some(bits) = fresh {
+                self.crowds.entry(bits).or_default().active += 1;
+            }
             let forced = self.forced.remove(&id);
             entry.state = State::Active(Box::new(Active::loading(fresh, forced, entry.priority)));
             return Some(Action::Load(id));

@@ -130,7 +130,7 @@ impl Scheduler {
     /// Queues what resolved: recipients of one destination and owner together.
     fn distribute(&mut self, id: QueueId, now: Timestamp) {
         let Some(active) = self.active_mut(id) else { return };
-        let class = if active.fresh { Class::Fresh } else { Class::Old };
+        let class = if active.fresh.is_some() { Class::Fresh } else { Class::Old };
         let (priority, forced) = (active.priority, active.forced);
         type Key = (Destination, Option<Mailbox>);
         let mut groups: BTreeMap<Key, Vec<(u32, u32)>> = BTreeMap::new();
@@ -376,13 +376,12 @@ impl Scheduler {
     /// From active to deferred.
     fn defer(&mut self, id: QueueId, attempts: u8, until: Timestamp) {
         let Some(entry) = self.messages.get_mut(&id) else { return };
-        if let State::Active(active) = &entry.state {
-            self.active -= 1;
-            self.active_old -= usize::from(!active.fresh);
-            self.recipients -= active.recipients.len();
-        }
-        (entry.attempts, entry.state) = (attempts, State::Deferred(until));
+        let before = std::mem::replace(&mut entry.state, State::Deferred(until));
+        entry.attempts = attempts;
         self.wake.insert((until, id));
+        if let State::Active(active) = before {
+            self.leave(active.fresh, active.recipients.len());
+        }
     }
 
     /// No delay is longer than this.

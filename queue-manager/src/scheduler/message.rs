@@ -138,7 +138,7 @@ pub struct Summary {
 
 /// A set of domains in 32 bits, two for each: it may take a domain for one of its own that is none, and never
 /// the other way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct DomainBits(u32);
 
 impl DomainBits {
@@ -180,8 +180,8 @@ pub(super) enum State {
 /// An attempt at one message.
 #[derive(Debug)]
 pub(super) struct Active {
-    /// Never deferred before: it goes first.
-    pub(super) fresh: bool,
+    /// Never deferred before: it goes first. For which domains.
+    pub(super) fresh: Option<DomainBits>,
     /// Destinations that are down are tried all the same.
     pub(super) forced: bool,
     pub(super) priority: i8,
@@ -261,7 +261,7 @@ pub enum Late {
 }
 
 impl Active {
-    pub(super) fn loading(fresh: bool, forced: bool, priority: i8) -> Self {
+    pub(super) fn loading(fresh: Option<DomainBits>, forced: bool, priority: i8) -> Self {
         Self {
             fresh,
             forced,

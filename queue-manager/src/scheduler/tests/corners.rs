@@ -136,3 +136,31 @@ fn a_held_message_is_not_flushed_and_that_is_said() {
     assert!(!world.scheduler.flush(Some(id)));
     assert!(world.scheduler.release(id) && world.scheduler.flush(Some(id)));
 }
+
+/// New mail for a slow host fills its share of what is under way, and no more.
+#[test]
+fn a_flood_for_one_host_leaves_room_for_others() {
+    let mut world = World::new();
+    let other = mailbox("b@other.example");
+    world.routes.insert(other.clone(), vec![to(&other, smtp(2))]);
+    let flood: Vec<QueueId> =
+        (0..ACTIVE_MAX + 100).map(|_| world.arrive(&[mailbox("a@x.test")], false)).collect();
+    world.arrive(&[other], false);
+    world.turn();
+    while !world.asked.is_empty() {
+        world.answer_all();
+    }
+    assert!(world.jobs.values().any(|(order, _)| order.destination == smtp(2)), "it waits for the flood");
+    assert_eq!(world.scheduler.active, ACTIVE_SHARE + 1);
+    // One that was set aside goes all the same; and all get through in their turn.
+    let last = *flood.last().unwrap();
+    assert!(world.scheduler.remove(last, world.now));
+    while !world.jobs.is_empty() {
+        world.finish_all(&sent);
+        while !world.asked.is_empty() {
+            world.answer_all();
+        }
+    }
+    assert_eq!(world.gone.len(), flood.len() + 1);
+    assert!(world.scheduler.crowds.is_empty() && world.scheduler.thinned.is_empty());
+}
