@@ -25,7 +25,7 @@ impl Run {
             false => known(&self.load(self.whole(known(&warm) * seconds / 4.0))),
         };
         let mut figures = self.load(self.whole(rate * seconds));
-        if !self.generated() && self.cell.workload != Workload::Sendmail {
+        if !self.generated() && !matches!(self.cell.workload, Workload::Sendmail | Workload::Flaky) {
             figures.append(&mut self.latency(self.whole(rate * seconds / 2.0)));
         }
         figures
@@ -54,9 +54,15 @@ impl Run {
         if self.cell.workload == Workload::Fanout {
             return 1;
         }
-        let most = (200e6 / self.cell.size as f64).clamp(20.0, 20_000.0);
         let sessions = self.cell.sessions;
-        (count.clamp(20.0, most) as usize / sessions).max(1) * sessions
+        let most = (200e6 / self.cell.size as f64).clamp(20.0, 20_000.0);
+        // With few the sessions' beginnings would be all that is measured.
+        let least = match self.cell.workload {
+            // Its end is made of pauses before further attempts, however many there are.
+            Workload::Flaky => 500.0,
+            _ => (10.0 * sessions as f64).clamp(50.0, 500.0).min(most),
+        };
+        (count.clamp(least, most) as usize / sessions).max(1) * sessions
     }
 
     /// So many messages, measured.
