@@ -187,7 +187,7 @@ fn frame(times: usize) {
         }],
         destination: Destination::Smtp(Nexthop::Address(([127, 0, 0, 1], 2526).into())),
         body: BodyType::SevenBit,
-        options: Options::default(),
+        options: Box::default(),
         content: Content::Inline(message()),
     };
     for _ in 0..times {
