@@ -14,8 +14,8 @@ use crate::cell::Workload;
 use crate::peers::{ADDRESS, Peer, files};
 
 pub(super) const PROMISES: [&str; 3] = [
-    "the message and its name: fsync of a spool file that is shared by all that came meanwhile, in a directory \
-     entry that is durable too",
+    "the message and its name: fsync of a spool file, shared by all that came meanwhile, whose directory entry was \
+     synced before",
     "fsync of the file before it is moved into `new/`, then fsync of the directory",
     "what was done is recorded within a second",
 ];
