@@ -139,8 +139,7 @@ fn users_and_networks_of_ipv6() {
     assert!(refused.is("421 4.7.0 Error: too many connections from 2001:db8::ffff"), "{refused}");
     assert!(turn_into("ADDR=IPV6:2001:db8:0:1::1").0.is("220"), "another network");
 
-    let mut sent = 0;
-    for address in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+    for (sent, address) in ["192.0.2.1", "192.0.2.2", "192.0.2.3"].into_iter().enumerate() {
         let (reply, mut smtp) = turn_into(&format!("ADDR={address} LOGIN=u"));
         assert!(reply.is("220"));
         smtp.ehlo();
@@ -150,7 +149,6 @@ fn users_and_networks_of_ipv6() {
             0 | 1 => assert!(reply.is("250"), "{reply}"),
             _ => assert!(reply.is("450 4.7.1 Error: too much mail"), "{reply}"),
         }
-        sent += 1;
     }
     assert_eq!(system.wait("limit-exceeded", |e| e["scope"] == "user")["limit"], 2);
 }
