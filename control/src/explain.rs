@@ -31,7 +31,7 @@ pub(crate) struct ExplainArguments {
     /// The user it logs in as
     #[arg(long, value_name = "USER")]
     auth: Option<String>,
-    /// The listener it comes to, as in [[listen]]; the first of `service = "smtp"` if not given
+    /// The listener it comes to, as the configuration has it; the first of `service = "smtp"` if not given
     #[arg(long, value_name = "ADDRESS:PORT")]
     listener: Option<SocketAddr>,
 }

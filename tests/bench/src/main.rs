@@ -1,16 +1,15 @@
 //! NAME
 //!     postern-bench: Postern and other mail systems side by side, in one run
 //!
+//! SYNOPSIS
+//!     `postern-bench [--quick] [--peers postfix,exim] [--rounds N] [--seconds S] [--document]
+//!     [--workload relay,hold [--sessions 10,50] [--size 4,64] [--short] [--trace]]`
+//!
 //! WHAT IT DOES
 //!     Starts each system as an instance of its own, gives all of them the same load by turns (A B A B), and
 //!     writes what came out to `target/bench/results.json` and, between two marks, into
 //!     `docs/performance.md`, with charts beside it. `make bench-quick` takes three minutes, `make bench` most
 //!     of an hour.
-//!
-//!     postern-bench [--quick] [--peers postfix,exim] [--rounds N] [--seconds S]
-//!                   [--workload relay,hold [--sessions 10,50] [--size 4,64] [--short] [--trace]]
-//!                   [--document]
-//!
 //!     With `--workload` exactly these cells are measured, every workload with each number of sessions and
 //!     each size (in KiB); otherwise those of the plan ([`plan`]). `--peers` says beside whom: `postfix` if
 //!     nothing is said, `none`, or `all`.

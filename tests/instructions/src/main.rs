@@ -4,12 +4,10 @@
 //! WHAT IT DOES
 //!     `postern-instructions CORE N` lets one of the cores do its work N times, without a network, a clock or
 //!     a thread. The test beside it counts the instructions with callgrind, since times are noise on
-//!     a machine that others use, and holds them to `figures.txt`.
-//!
-//!     session   a client's dialogue with one message of 4 KiB, commands in lines of their own
-//!     schedule  a message's way through the schedule, to one of ten destinations
-//!     spool     a message of 4 KiB written into a spool file, and read back
-//!     frame     the job that a message of 4 KiB is, as a frame between programs, there and back
+//!     a machine that others use, and holds them to `figures.txt`. The cores: `session`, a client's dialogue
+//!     with one message of 4 KiB, commands in lines of their own; `schedule`, a message's way through the
+//!     schedule, to one of ten destinations; `spool`, a message of 4 KiB written into a spool file, and read
+//!     back; `frame`, the job that a message of 4 KiB is, as a frame between programs, there and back.
 //!
 //! FAILURE
 //!     It panics.

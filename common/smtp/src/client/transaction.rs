@@ -20,7 +20,7 @@ pub struct Transaction {
     /// Octets of the content, for SIZE=.
     pub size: u64,
     /// What else MAIL is to say, where the server offers it; `size` and `hold` are not looked at. The caller has
-    /// seen to it that content which the server does not take is converted: see [`Transaction::content`].
+    /// seen to it that content which the server does not take is converted: see [`Form`].
     pub parameters: MailParameters,
     /// What RCPT is to say, where the server offers DSN: by their places; none for those missing.
     pub said: Vec<RcptParameters>,
