@@ -2,6 +2,8 @@
 
 mod fill;
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -33,7 +35,6 @@ impl Postern {
             .at(ADDRESS)
             // Clients are not limited, as with the others: they all have one address here.
             .set("limits", "sessions", "0")
-            .route("hold.test", &via("smtp", beside::SILENT))
             .route("relay.test", &via("smtp", beside::SINK))
             .route("far.test", &via("smtp", beside::FAR))
             .route("flaky.test", &via("smtp", beside::FLAKY))
@@ -46,6 +47,12 @@ impl Postern {
             builder = builder.fast_retries();
         }
         let mut system = builder.prepare();
+        if workload == Workload::Hold {
+            // Last in the file, as any table of a list may be.
+            let mut config = OpenOptions::new().append(true).open(system.config()).unwrap();
+            write!(config, "\n[[rule]]\nstage = \"rcpt\"\nto = [\"@hold.test\"]\naction = \"hold\"\n")
+                .unwrap();
+        }
         if workload.backlog() > 0 {
             // It makes its spool.
             system.start_again();
