@@ -18,12 +18,13 @@ pub fn have_root() -> bool {
 }
 
 /// A file of public test vectors: in `POSTERN_VECTORS`, or in `../shared/vectors` beside the project. They are
-/// no part of it; without them the test is to return, as with [`have`].
+/// no part of it and no package brings them, so without them the test is to return, and with `POSTERN_CI=1` too it
+/// is skipped and counted.
 pub fn vectors(name: &str) -> Option<Vec<u8>> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors");
     let directory = std::env::var_os("POSTERN_VECTORS").map_or(beside, PathBuf::from);
     if !directory.exists() {
-        skip(&format!("no test vectors in {}", directory.display()));
+        note_skipped(&skipped(&format!("no test vectors in {}", directory.display())));
         return None;
     }
     let path = directory.join(name);
@@ -47,18 +48,26 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 
 /// Says loudly that the test is skipped, which is an error with `POSTERN_CI=1`. Returns false.
 pub fn skip(why: &str) -> bool {
+    let line = skipped(why);
+    assert!(std::env::var_os("POSTERN_CI").is_none_or(|v| v != "1"), "{line}");
+    note_skipped(&line);
+    false
+}
+
+fn skipped(why: &str) -> String {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let binary = std::env::current_exe().unwrap();
     let file = binary.file_stem().unwrap().to_string_lossy();
     let file = file.rsplit_once('-').map_or(&*file, |(name, _)| name);
-    let line = format!("SKIPPED {file} {test}: {why}\n");
-    assert!(std::env::var_os("POSTERN_CI").is_none_or(|v| v != "1"), "{line}");
+    format!("SKIPPED {file} {test}: {why}\n")
+}
+
+fn note_skipped(line: &str) {
     // Not by eprintln, which the test harness swallows when the test passes.
     let _ = std::io::stderr().write_all(line.as_bytes());
     if let Some(list) = std::env::var_os("POSTERN_SKIPPED") {
         let mut list = OpenOptions::new().append(true).create(true).open(list).unwrap();
         list.write_all(line.as_bytes()).unwrap();
     }
-    false
 }
