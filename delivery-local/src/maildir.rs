@@ -14,9 +14,6 @@ use postern_smtp::Reply;
 use crate::place::{Links, enter};
 use crate::trouble::deferred;
 
-/// Files that are synced at once.
-const SYNCERS: usize = 4;
-
 /// An open Maildir.
 #[derive(Debug)]
 pub struct Maildir {
@@ -82,7 +79,9 @@ impl Maildir {
         }
         // And all are synced before the first is moved: a move in between would be one more commit of the
         // file system's journal for each.
-        let mut results: Vec<(String, Result<(), Reply>)> = sync_all(written)
+        let synced: Vec<(String, Result<(), Reply>)> =
+            written.into_iter().map(|(name, file)| (name, sync(file))).collect();
+        let mut results: Vec<(String, Result<(), Reply>)> = synced
             .into_iter()
             .map(|(name, synced)| {
                 let published = self.publish(&name, synced);
@@ -148,33 +147,9 @@ impl Maildir {
     }
 }
 
-/// Several at once: syncs of different files share the disk's flushes, where one after the other each waits
-/// for one of its own.
-fn sync_all(written: Vec<(String, io::Result<File>)>) -> Vec<(String, Result<(), Reply>)> {
-    let share = written.len().div_ceil(SYNCERS).max(1);
-    let shares = written.len().div_ceil(share);
-    let mut outcomes: Vec<Option<io::Result<()>>> = written.iter().map(|_| None).collect();
-    std::thread::scope(|scope| {
-        for (n, (files, outcomes)) in written.chunks(share).zip(outcomes.chunks_mut(share)).enumerate() {
-            let sync = move || {
-                for ((_, file), outcome) in files.iter().zip(outcomes) {
-                    *outcome = file.as_ref().ok().map(File::sync_all);
-                }
-            };
-            if n + 1 == shares {
-                sync();
-            } else {
-                // A thread that cannot be had is done without, below.
-                let _ = std::thread::Builder::new().name("sync".into()).spawn_scoped(scope, sync);
-            }
-        }
-    });
-    let result = |(file, outcome): (io::Result<File>, Option<io::Result<()>>)| {
-        let file = file.map_err(|error| deferred("cannot write to the mailbox", &error))?;
-        let synced = outcome.unwrap_or_else(|| file.sync_all());
-        synced.map_err(|error| deferred("cannot sync the message", &error))
-    };
-    written.into_iter().zip(outcomes).map(|((name, file), synced)| (name, result((file, synced)))).collect()
+fn sync(file: io::Result<File>) -> Result<(), Reply> {
+    let file = file.map_err(|error| deferred("cannot write to the mailbox", &error))?;
+    file.sync_all().map_err(|error| deferred("cannot sync the message", &error))
 }
 
 #[cfg(test)]

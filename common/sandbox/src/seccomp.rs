@@ -49,8 +49,6 @@ pub(crate) fn restrict_worker() -> Result<(), SandboxError> {
     list.limited_everybody();
     list.memory(false);
     list.signals(true);
-    // Threads, which sync several files at once.
-    list.cloning(false);
     list.opening(true);
     list.calls(WRITE_FILES);
     list.calls(WRITE_FILES_OLD);
