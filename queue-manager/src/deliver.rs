@@ -11,7 +11,7 @@ use crate::bounces;
 use crate::content::{self, Prepared};
 use crate::queue::{QueueManager, Writing, damage};
 use crate::replay::Replay;
-use crate::scheduler::{Action, AgentKind, BounceOrder, Order, Place, ReportKey, Told};
+use crate::scheduler::{Action, AgentKind, BounceOrder, Order, Place, ReportKey, ReportKind, Told};
 
 /// Actions of one turn: then other events have their turn.
 const ACTIONS_A_TURN: usize = 500;
@@ -279,7 +279,14 @@ impl QueueManager {
         result: Result<(), WriteError>,
     ) {
         match &result {
-            Ok(()) => host.emit(&Event::BounceQueued { id: of, bounce }),
+            Ok(()) => {
+                let told = match key.kind {
+                    ReportKind::Failure => "failure",
+                    ReportKind::Delay => "delay",
+                    ReportKind::Success => "success",
+                };
+                host.emit(&Event::BounceQueued { id: of, bounce, told });
+            }
             Err(error) => {
                 host.note(Level::Error, &format!("{of}: cannot write a report to its sender now: {error}"))
             }

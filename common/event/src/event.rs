@@ -322,12 +322,15 @@ pub enum Event<'a> {
         /// Reverse-path.
         from: &'a ReversePath,
     },
-    /// A bounce was queued for a message: `ID: sender non-delivery notification: BOUNCE`.
+    /// A report to the sender was queued: `ID: sender non-delivery notification: BOUNCE`, or `delay` or `delivery
+    /// status` for `non-delivery`.
     BounceQueued {
-        /// The message that failed.
+        /// The message that it is about.
         id: QueueId,
         /// The message that tells of it.
         bounce: QueueId,
+        /// `failure`, `delay` or `success`.
+        told: &'a str,
     },
     /// No bounce was sent because the message is one, or has the null reverse-path.
     BounceDropped {

@@ -83,7 +83,9 @@ pub(crate) fn fields(event: &Event<'_>) -> Fields {
         Event::PickedUp { id, uid, from } => {
             vec![("id", shown(id)), ("uid", json!(uid)), ("from", text(from.as_str()))]
         }
-        Event::BounceQueued { id, bounce } => vec![("id", shown(id)), ("bounce", shown(bounce))],
+        Event::BounceQueued { id, bounce, told } => {
+            vec![("id", shown(id)), ("bounce", shown(bounce)), ("told", text(told))]
+        }
         Event::BounceDropped { id, why } => vec![("id", shown(id)), ("why", text(why))],
         Event::Removed { id } => vec![("id", shown(id))],
         Event::Operator { id, action } => {

@@ -174,8 +174,12 @@ fn samples(things: &Things) -> Vec<(Event<'_>, &'static str)> {
         ),
         (Event::PickedUp { id, uid: 1000, from: &ReversePath::Null }, "0123456789ABC: uid=1000 from=<>"),
         (
-            Event::BounceQueued { id, bounce: QueueId::parse("0123456789ABD").unwrap() },
+            Event::BounceQueued { id, bounce: QueueId::parse("0123456789ABD").unwrap(), told: "failure" },
             "0123456789ABC: sender non-delivery notification: 0123456789ABD",
+        ),
+        (
+            Event::BounceQueued { id, bounce: QueueId::parse("0123456789ABD").unwrap(), told: "success" },
+            "0123456789ABC: sender delivery status notification: 0123456789ABD",
         ),
         (
             Event::BounceDropped { id, why: "it is a bounce itself" },

@@ -210,7 +210,14 @@ fn queue(out: &mut String, event: &Event<'_>) -> fmt::Result {
             write!(out, "{id}: from=<{}>, size={size}, nrcpt={nrcpt} (queue active)", clean(from.as_str()))
         }
         Event::PickedUp { id, uid, from } => write!(out, "{id}: uid={uid} from=<{}>", clean(from.as_str())),
-        Event::BounceQueued { id, bounce } => write!(out, "{id}: sender non-delivery notification: {bounce}"),
+        Event::BounceQueued { id, bounce, told } => {
+            let what = match told {
+                "success" => "delivery status",
+                "delay" => "delay",
+                _ => "non-delivery",
+            };
+            write!(out, "{id}: sender {what} notification: {bounce}")
+        }
         Event::BounceDropped { id, why } => {
             write!(out, "{id}: no sender non-delivery notification: {}", clean(why))
         }
