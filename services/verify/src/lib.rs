@@ -34,6 +34,7 @@
 mod clients;
 pub mod delegation;
 pub mod greylist;
+mod inquiries;
 pub mod leases;
 pub mod listing;
 pub mod naming;

@@ -1,7 +1,7 @@
 //! Which lists have this client (RFC 5782)? All are asked at once; what has not answered when the patience
 //! is over counts nothing. Pure: questions and answers in, questions and answers out, time is an argument.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -11,6 +11,8 @@ use postern_config::List;
 use postern_ipc::RequestId;
 use postern_ipc::resolve::{DnsError, Query, RecordData, Records};
 use postern_ipc::smtpd_verify::ListHit;
+
+use crate::inquiries::Inquiries;
 
 /// How long a client may wait for the lists.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -42,19 +44,13 @@ pub struct Listing<A> {
     /// The zones of the lists, each once.
     zones: Vec<Domain>,
     told: HashMap<Domain, Instant>,
-    clients: HashMap<u64, Client<A>>,
-    questions: HashMap<RequestId, (u64, Subject)>,
-    /// All have the same patience, so those who began first end first.
-    deadlines: VecDeque<(Instant, u64)>,
-    last: u64,
+    inquiries: Inquiries<Client<A>, Subject>,
 }
 
 #[derive(Debug)]
 struct Client<A> {
     asker: A,
     address: IpAddr,
-    /// Questions not answered yet.
-    open: Vec<RequestId>,
     /// The places in `lists` of those that have it.
     hits: Vec<usize>,
     /// Texts by zone.
@@ -77,10 +73,7 @@ impl<A> Listing<A> {
             lists: Vec::new(),
             zones: Vec::new(),
             told: HashMap::new(),
-            clients: HashMap::new(),
-            questions: HashMap::new(),
-            deadlines: VecDeque::new(),
-            last: first,
+            inquiries: Inquiries::new(first),
         };
         listing.set_lists(lists);
         listing
@@ -110,13 +103,11 @@ impl<A> Listing<A> {
     /// `asker` wants to know which lists have `address`.
     pub fn begin(&mut self, asker: A, address: IpAddr, now: Instant) -> Vec<Action<A>> {
         let address = address.to_canonical();
-        if self.zones.is_empty() || self.clients.len() >= CLIENTS_MOST {
+        if self.zones.is_empty() || self.inquiries.len() >= CLIENTS_MOST {
             return vec![Action::Answer(asker, 0, Vec::new())];
         }
-        let id = self.fresh();
-        let client = Client { asker, address, open: Vec::new(), hits: Vec::new(), texts: Vec::new() };
-        self.clients.insert(id, client);
-        self.deadlines.push_back((now + PATIENCE, id));
+        let client = Client { asker, address, hits: Vec::new(), texts: Vec::new() };
+        let id = self.inquiries.begin(client, now + PATIENCE);
         let mut actions = Vec::new();
         for zone in 0..self.zones.len() {
             actions.extend(self.ask(id, Subject::Has(zone)));
@@ -132,9 +123,8 @@ impl<A> Listing<A> {
         result: Result<Records, DnsError>,
         now: Instant,
     ) -> Vec<Action<A>> {
-        let Some((id, subject)) = self.questions.remove(&question) else { return Vec::new() };
-        let Some(client) = self.clients.get_mut(&id) else { return Vec::new() };
-        client.open.retain(|open| *open != question);
+        let Some((id, subject)) = self.inquiries.answered(question) else { return Vec::new() };
+        let Some(client) = self.inquiries.get_mut(id) else { return Vec::new() };
         let mut actions = Vec::new();
         match (subject, result.map(|records| records.data)) {
             (Subject::Has(zone), Ok(RecordData::Addresses(replies))) => {
@@ -162,7 +152,7 @@ impl<A> Listing<A> {
             // In no list; no text.
             _ => {}
         }
-        if self.clients.get(&id).is_some_and(|client| client.open.is_empty()) {
+        if self.inquiries.is_quiet(id) {
             actions.extend(self.finish(id));
         }
         actions
@@ -171,11 +161,7 @@ impl<A> Listing<A> {
     /// Time passed: who waited too long is answered with what is known.
     pub fn pass(&mut self, now: Instant) -> Vec<Action<A>> {
         let mut actions = Vec::new();
-        while let Some((at, id)) = self.deadlines.front().copied() {
-            if at > now && self.clients.contains_key(&id) {
-                break;
-            }
-            self.deadlines.pop_front();
+        while let Some(id) = self.inquiries.overdue(now) {
             for zone in self.silent(id) {
                 actions.extend(self.complain(zone, "it does not answer".into(), now));
             }
@@ -186,7 +172,7 @@ impl<A> Listing<A> {
 
     /// When [`Listing::pass`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadlines.front().map(|(at, _)| *at)
+        self.inquiries.deadline()
     }
 
     /// The resolver is gone, and every question with it.
@@ -196,32 +182,24 @@ impl<A> Listing<A> {
 
     /// Askers are gone: nobody waits for these.
     pub fn forget(&mut self, gone: impl Fn(&A) -> bool) {
-        self.clients.retain(|_, client| !gone(&client.asker));
-        self.questions.retain(|_, (client, _)| self.clients.contains_key(client));
+        self.inquiries.forget(|client| gone(&client.asker));
     }
 
     /// Clients being looked up.
     pub fn len(&self) -> usize {
-        self.clients.len()
+        self.inquiries.len()
     }
 
     /// Nobody is being looked up.
     pub fn is_empty(&self) -> bool {
-        self.clients.is_empty()
-    }
-
-    fn fresh(&mut self) -> u64 {
-        self.last += 1;
-        self.last
+        self.inquiries.is_empty()
     }
 
     fn ask(&mut self, id: u64, subject: Subject) -> Option<Action<A>> {
         let (Subject::Has(zone) | Subject::Says(zone)) = subject;
-        let address = self.clients.get(&id)?.address;
+        let address = self.inquiries.get(id)?.address;
         let name = name(address, self.zones.get(zone)?)?;
-        let question = self.fresh();
-        self.questions.insert(question, (id, subject));
-        self.clients.get_mut(&id)?.open.push(question);
+        let question = self.inquiries.ask(id, subject)?;
         let query = match subject {
             Subject::Has(_) => Query::Ipv4(name),
             Subject::Says(_) => Query::Txt(name),
@@ -231,12 +209,11 @@ impl<A> Listing<A> {
 
     /// The zones that have not said whether they have this client.
     fn silent(&self, id: u64) -> Vec<usize> {
-        let open = self.clients.get(&id).into_iter().flat_map(|client| &client.open);
-        open.filter_map(|question| match self.questions.get(question)?.1 {
-            Subject::Has(zone) => Some(zone),
+        let zone = |subject: &Subject| match subject {
+            Subject::Has(zone) => Some(*zone),
             Subject::Says(_) => None,
-        })
-        .collect()
+        };
+        self.inquiries.open(id).filter_map(zone).collect()
     }
 
     fn complain(&mut self, zone: usize, why: String, now: Instant) -> Option<Action<A>> {
@@ -249,16 +226,17 @@ impl<A> Listing<A> {
     }
 
     fn finish_all(&mut self) -> Vec<Action<A>> {
-        self.deadlines.clear();
-        let ids: Vec<u64> = self.clients.keys().copied().collect();
-        ids.into_iter().filter_map(|id| self.finish(id).pop()).collect()
+        let clients = self.inquiries.end_all();
+        clients.into_iter().map(|client| self.answer(client)).collect()
     }
 
     fn finish(&mut self, id: u64) -> Vec<Action<A>> {
-        let Some(mut client) = self.clients.remove(&id) else { return Vec::new() };
-        for question in &client.open {
-            self.questions.remove(question);
-        }
+        let client = self.inquiries.end(id);
+        client.into_iter().map(|client| self.answer(client)).collect()
+    }
+
+    /// What is known of a client.
+    fn answer(&self, mut client: Client<A>) -> Action<A> {
         client.hits.sort_unstable();
         let mut score = 0_i32;
         let mut lists = Vec::new();
@@ -268,7 +246,7 @@ impl<A> Listing<A> {
             let text = text.filter(|_| list.weight > 0).map(|(_, text)| text.clone());
             lists.push(ListHit { list: list.name.clone(), weight: list.weight, text });
         }
-        vec![Action::Answer(client.asker, score, lists)]
+        Action::Answer(client.asker, score, lists)
     }
 }
 
@@ -380,7 +358,7 @@ mod tests {
             hit("good.test", -4, None),
         ];
         assert_eq!(listing.heard(text[0].0, said, now), [Action::Answer(7, 1, hits)]);
-        assert!(listing.is_empty() && listing.questions.is_empty());
+        assert!(listing.is_empty() && listing.inquiries.questions.is_empty());
     }
 
     #[test]
@@ -476,11 +454,11 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(listing.len(), waiting.len());
-                prop_assert!(listing.questions.values().all(|(id, _)| listing.clients.contains_key(id)));
-                prop_assert!(listing.clients.values().all(|client| !client.open.is_empty()));
+                prop_assert!(listing.inquiries.questions.values().all(|(id, _)| listing.inquiries.clients.contains_key(id)));
+                prop_assert!(listing.inquiries.clients.values().all(|client| !client.open.is_empty()));
             }
             listing.pass(now + PATIENCE);
-            prop_assert!(listing.is_empty() && listing.questions.is_empty());
+            prop_assert!(listing.is_empty() && listing.inquiries.questions.is_empty());
         }
     }
 }

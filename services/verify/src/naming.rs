@@ -1,7 +1,6 @@
 //! Who is this client? Its reverse name, confirmed forward (RFC 8601 §2.7.3 calls it iprev). Pure: questions
 //! and answers in, questions and answers out, time is an argument.
 
-use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,8 @@ use postern_address::Domain;
 use postern_ipc::RequestId;
 use postern_ipc::resolve::{DnsError, Query, RecordData, Records};
 use postern_ipc::smtpd_verify::ClientName;
+
+use crate::inquiries::Inquiries;
 
 /// How long a client may wait for its name. A slow reverse zone must not hold up its mail.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,19 +32,13 @@ pub enum Action<A> {
 /// Every client being named; `A` names who asked.
 #[derive(Debug)]
 pub struct Naming<A> {
-    clients: HashMap<u64, Client<A>>,
-    questions: HashMap<RequestId, (u64, Subject)>,
-    /// All have the same patience, so those who began first end first.
-    deadlines: VecDeque<(Instant, u64)>,
-    last: u64,
+    inquiries: Inquiries<Client<A>, Subject>,
 }
 
 #[derive(Debug)]
 struct Client<A> {
     asker: A,
     address: IpAddr,
-    /// Questions not answered yet.
-    open: Vec<RequestId>,
     /// One of the answers was a failure, so "unknown" would be a guess.
     failed: bool,
 }
@@ -60,7 +55,7 @@ enum Subject {
 impl<A> Naming<A> {
     /// Nobody to be named.
     pub fn new() -> Self {
-        Self { clients: HashMap::new(), questions: HashMap::new(), deadlines: VecDeque::new(), last: 0 }
+        Self { inquiries: Inquiries::new(0) }
     }
 
     /// `asker` wants the name of `address`.
@@ -70,21 +65,18 @@ impl<A> Naming<A> {
         if address.is_loopback() || address.is_unspecified() {
             return vec![Action::Answer(asker, ClientName::Unknown)];
         }
-        if self.clients.len() >= CLIENTS_MOST {
+        if self.inquiries.len() >= CLIENTS_MOST {
             return vec![Action::Answer(asker, ClientName::Unavailable)];
         }
-        let (client, question) = (self.fresh(), self.fresh());
-        self.clients.insert(client, Client { asker, address, open: vec![question], failed: false });
-        self.questions.insert(question, (client, Subject::Names));
-        self.deadlines.push_back((now + PATIENCE, client));
-        vec![Action::Ask(question, Query::Ptr(address))]
+        let id = self.inquiries.begin(Client { asker, address, failed: false }, now + PATIENCE);
+        let question = self.inquiries.ask(id, Subject::Names);
+        question.into_iter().map(|question| Action::Ask(question, Query::Ptr(address))).collect()
     }
 
     /// The resolver answered. An answer that nobody waits for any more does nothing.
     pub fn heard(&mut self, question: RequestId, result: Result<Records, DnsError>) -> Vec<Action<A>> {
-        let Some((id, subject)) = self.questions.remove(&question) else { return Vec::new() };
-        let Some(client) = self.clients.get_mut(&id) else { return Vec::new() };
-        client.open.retain(|open| *open != question);
+        let Some((id, subject)) = self.inquiries.answered(question) else { return Vec::new() };
+        let Some(client) = self.inquiries.get_mut(id) else { return Vec::new() };
         let data = match result {
             Ok(records) => Some(records.data),
             Err(DnsError::NoSuchName | DnsError::NoRecords) => None,
@@ -98,13 +90,13 @@ impl<A> Naming<A> {
             (Subject::Names, Some(RecordData::Ptr(mut names))) => {
                 names.dedup();
                 names.truncate(NAMES_MOST);
-                let asked: Vec<_> = names.into_iter().map(|name| self.confirm(id, name)).collect();
+                let asked: Vec<_> = names.into_iter().filter_map(|name| self.confirm(id, name)).collect();
                 if asked.is_empty() { self.finish(id, None) } else { asked }
             }
             (Subject::Addresses(name), Some(RecordData::Addresses(all))) if all.contains(&address) => {
                 self.finish(id, Some(name))
             }
-            _ if self.clients.get(&id).is_some_and(|client| client.open.is_empty()) => self.finish(id, None),
+            _ if self.inquiries.is_quiet(id) => self.finish(id, None),
             _ => Vec::new(),
         }
     }
@@ -112,67 +104,48 @@ impl<A> Naming<A> {
     /// Time passed: who waited too long is answered without.
     pub fn pass(&mut self, now: Instant) -> Vec<Action<A>> {
         let mut actions = Vec::new();
-        while let Some((at, id)) = self.deadlines.front().copied() {
-            if at > now && self.clients.contains_key(&id) {
-                break;
-            }
-            self.deadlines.pop_front();
-            if let Some(client) = self.clients.get_mut(&id) {
+        while let Some(id) = self.inquiries.overdue(now) {
+            if let Some(client) = self.inquiries.get_mut(id) {
                 client.failed = true;
-                actions.extend(self.finish(id, None));
             }
+            actions.extend(self.finish(id, None));
         }
         actions
     }
 
     /// When [`Naming::pass`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadlines.front().map(|(at, _)| *at)
+        self.inquiries.deadline()
     }
 
     /// The resolver is gone, and every question with it.
     pub fn resolver_lost(&mut self) -> Vec<Action<A>> {
-        self.questions.clear();
-        self.deadlines.clear();
-        let clients = self.clients.drain();
-        clients.map(|(_, client)| Action::Answer(client.asker, ClientName::Unavailable)).collect()
+        let clients = self.inquiries.end_all().into_iter();
+        clients.map(|client| Action::Answer(client.asker, ClientName::Unavailable)).collect()
     }
 
     /// Askers are gone: nobody waits for these names.
     pub fn forget(&mut self, gone: impl Fn(&A) -> bool) {
-        self.clients.retain(|_, client| !gone(&client.asker));
-        self.questions.retain(|_, (client, _)| self.clients.contains_key(client));
+        self.inquiries.forget(|client| gone(&client.asker));
     }
 
     /// Clients being named.
     pub fn len(&self) -> usize {
-        self.clients.len()
+        self.inquiries.len()
     }
 
     /// Nobody is being named.
     pub fn is_empty(&self) -> bool {
-        self.clients.is_empty()
+        self.inquiries.is_empty()
     }
 
-    fn fresh(&mut self) -> u64 {
-        self.last += 1;
-        self.last
-    }
-
-    fn confirm(&mut self, id: u64, name: Domain) -> Action<A> {
-        let question = self.fresh();
-        self.questions.insert(question, (id, Subject::Addresses(name.clone())));
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.open.push(question);
-        }
-        Action::Ask(question, Query::Addresses(name))
+    fn confirm(&mut self, id: u64, name: Domain) -> Option<Action<A>> {
+        let question = self.inquiries.ask(id, Subject::Addresses(name.clone()))?;
+        Some(Action::Ask(question, Query::Addresses(name)))
     }
 
     fn finish(&mut self, id: u64, name: Option<Domain>) -> Vec<Action<A>> {
-        let Some(client) = self.clients.remove(&id) else { return Vec::new() };
-        for question in &client.open {
-            self.questions.remove(question);
-        }
+        let Some(client) = self.inquiries.end(id) else { return Vec::new() };
         let name = match name {
             Some(name) => ClientName::Confirmed(name),
             None if client.failed => ClientName::Unavailable,
@@ -245,7 +218,7 @@ mod tests {
         assert_eq!(naming.heard(asked[0], addresses(&["192.0.2.9"])), []);
         assert_eq!(naming.heard(asked[1], addresses(&["2001:db8::1", CLIENT])), confirmed("b.test"));
         assert_eq!(naming.heard(asked[2], addresses(&[CLIENT])), []);
-        assert!(naming.is_empty() && naming.questions.is_empty());
+        assert!(naming.is_empty() && naming.inquiries.questions.is_empty());
     }
 
     #[test]
@@ -351,11 +324,11 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(naming.len(), waiting.len());
-                prop_assert!(naming.questions.values().all(|(id, _)| naming.clients.contains_key(id)));
-                prop_assert!(naming.clients.values().all(|client| !client.open.is_empty()));
+                prop_assert!(naming.inquiries.questions.values().all(|(id, _)| naming.inquiries.clients.contains_key(id)));
+                prop_assert!(naming.inquiries.clients.values().all(|client| !client.open.is_empty()));
             }
             naming.pass(now + PATIENCE);
-            prop_assert!(naming.is_empty() && naming.questions.is_empty());
+            prop_assert!(naming.is_empty() && naming.inquiries.questions.is_empty());
         }
     }
 }
