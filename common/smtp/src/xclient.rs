@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use postern_address::Domain;
 
 use crate::reply::{EnhancedCode, Reply};
+use crate::xtext::decode_loosely;
 
 /// What stands behind XCLIENT in the reply to EHLO.
 pub const XCLIENT_KEYWORDS: &str = "XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT";
@@ -232,37 +233,13 @@ fn told<T>(
     value: &str,
     read: impl FnOnce(&str) -> Option<T>,
 ) -> Result<Told<T>, Mistake> {
-    let value = decode(value).filter(|value| !value.is_empty() && value.len() <= VALUE_MAX);
+    let value = decode_loosely(value).filter(|value| !value.is_empty() && value.len() <= VALUE_MAX);
     let value = value.ok_or(Mistake::Value(name))?;
     match () {
         () if value.eq_ignore_ascii_case("[UNAVAILABLE]") => Ok(Told::Unavailable),
         () if value.eq_ignore_ascii_case("[TEMPUNAVAIL]") => Ok(Told::Temporary),
         () => read(&value).map(Told::Known).ok_or(Mistake::Value(name)),
     }
-}
-
-/// xtext (RFC 3461 §4) to printable ASCII and blanks; anything else has no place in a line of the log.
-fn decode(text: &str) -> Option<String> {
-    let mut decoded = String::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(b) = rest.next() {
-        let octet = match b {
-            b'+' => {
-                let mut digit = || rest.next().filter(|b| !b.is_ascii_lowercase()).and_then(hexadecimal);
-                digit()? * 16 + digit()?
-            }
-            b => b,
-        };
-        if !octet.is_ascii_graphic() && octet != b' ' {
-            return None;
-        }
-        decoded.push(char::from(octet));
-    }
-    Some(decoded)
-}
-
-fn hexadecimal(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).map(|digit| digit as u8)
 }
 
 /// A text for a header or the log: what is special there becomes `?`.

@@ -16,6 +16,11 @@ pub fn encode(text: &str) -> Option<String> {
 
 /// Decodes to printable US-ASCII and blanks. Anything else could end a line of a report or of the log.
 pub fn decode(text: &str) -> Option<String> {
+    if text.contains(['=', ' ']) { None } else { decode_loosely(text) }
+}
+
+/// As [`decode`], and takes what an encoder should have encoded: Postfix does, in XCLIENT and XFORWARD.
+pub fn decode_loosely(text: &str) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(b) = rest.next() {
@@ -24,9 +29,7 @@ pub fn decode(text: &str) -> Option<String> {
                 let mut digit = || rest.next().filter(|b| !b.is_ascii_lowercase()).and_then(hexadecimal);
                 digit()? * 16 + digit()?
             }
-            b'=' => return None,
-            b'!'..=b'~' => b,
-            _ => return None,
+            b => b,
         };
         if !octet.is_ascii_graphic() && octet != b' ' {
             return None;
