@@ -131,9 +131,9 @@ pub(crate) fn originate(envelope: &mut Envelope, forwarded: &Forwarded) {
 /// VRFY: RFC 5321 §3.5.
 pub(crate) fn verified(known: Known) -> Answer {
     Answer::Say(match known {
-        Known::Mailbox(mailbox) => reply(250, (2, 1, 5), &format!("<{mailbox}>")),
+        Known::Mailbox(mailbox) => Reply::coded(250, (2, 1, 5), format!("<{mailbox}>")),
         Known::Forwards(mailbox) => {
-            reply(251, (2, 1, 5), &format!("User not local; will forward to <{mailbox}>"))
+            Reply::coded(251, (2, 1, 5), format!("User not local; will forward to <{mailbox}>"))
         }
         Known::Ambiguous(mailboxes) => {
             let mut lines = vec!["User ambiguous, it may be".to_owned()];
@@ -141,7 +141,7 @@ pub(crate) fn verified(known: Known) -> Answer {
             Reply { code: 553, enhanced: Some(EnhancedCode::new(5, 1, 4)), lines }
         }
         Known::Elsewhere | Known::Members(_) | Known::TooMany(_) => {
-            reply(252, (2, 0, 0), "Cannot VRFY, but will take mail for it and try to deliver")
+            Reply::coded(252, (2, 0, 0), "Cannot VRFY, but will take mail for it and try to deliver")
         }
         other => unknown("VRFY", &other),
     })
@@ -154,7 +154,7 @@ pub(crate) fn expanded(known: Known) -> Answer {
             let lines = members.iter().map(|member: &Mailbox| format!("<{member}>")).collect();
             Reply { code: 250, enhanced: Some(EnhancedCode::new(2, 1, 5)), lines }
         }
-        Known::TooMany(count) => reply(252, (2, 0, 0), &format!("Cannot EXPN, it has {count} members")),
+        Known::TooMany(count) => Reply::coded(252, (2, 0, 0), format!("Cannot EXPN, it has {count} members")),
         Known::Ambiguous(mailboxes) => verified_list(mailboxes),
         other => unknown("EXPN", &other),
     })
@@ -170,28 +170,26 @@ fn verified_list(mailboxes: Vec<Mailbox>) -> Reply {
 /// What is the same for both. RFC 5321 §7.3: who is not to know hears 252, which says neither yes nor no.
 fn unknown(verb: &str, known: &Known) -> Reply {
     match known {
-        Known::Unknown => reply(550, (5, 1, 1), "No such user here"),
-        Known::Malformed => reply(501, (5, 1, 3), &format!("Syntax: {verb} name or address")),
+        Known::Unknown => Reply::coded(550, (5, 1, 1), "No such user here"),
+        Known::Malformed => Reply::coded(501, (5, 1, 3), format!("Syntax: {verb} name or address")),
         Known::Unavailable(_) => crate::refusal::lookup_failure(),
-        _ => reply(252, (2, 0, 0), &format!("Cannot {verb}; send mail and see")),
+        _ => Reply::coded(252, (2, 0, 0), format!("Cannot {verb}; send mail and see")),
     }
 }
 
 /// ETRN: the replies of RFC 1985 §5.3.
 pub(crate) fn turned(turned: Turned) -> Answer {
     Answer::Say(match turned {
-        Turned::Started => reply(250, (2, 0, 0), "Ok, queuing started"),
-        Turned::TooOften => reply(458, (4, 7, 0), "Unable to queue messages: asked for a moment ago"),
-        Turned::Unavailable => reply(458, (4, 3, 0), "Unable to queue messages now, try again"),
-        Turned::NoSuchQueue => reply(458, (4, 5, 0), "Unable to queue messages: no queue of that name"),
+        Turned::Started => Reply::coded(250, (2, 0, 0), "Ok, queuing started"),
+        Turned::TooOften => Reply::coded(458, (4, 7, 0), "Unable to queue messages: asked for a moment ago"),
+        Turned::Unavailable => Reply::coded(458, (4, 3, 0), "Unable to queue messages now, try again"),
+        Turned::NoSuchQueue => {
+            Reply::coded(458, (4, 5, 0), "Unable to queue messages: no queue of that name")
+        }
         // 459 is a refusal for good in the clothes of a temporary one: that is how RFC 1985 has it.
-        Turned::NotOurs => reply(459, (4, 7, 1), "Node not allowed: no mail is queued for it here"),
-        Turned::Malformed => reply(501, (5, 5, 4), "Syntax: ETRN domain, or @domain"),
+        Turned::NotOurs => Reply::coded(459, (4, 7, 1), "Node not allowed: no mail is queued for it here"),
+        Turned::Malformed => Reply::coded(501, (5, 5, 4), "Syntax: ETRN domain, or @domain"),
     })
-}
-
-fn reply(code: u16, (class, subject, detail): (u8, u16, u16), text: &str) -> Reply {
-    Reply::new(code, EnhancedCode::new(class, subject, detail), text)
 }
 
 #[cfg(test)]

@@ -1,17 +1,17 @@
 //! What clients are told when it is not theirs to decide: the words for other programs' verdicts.
 
 use postern_ipc::smtpd_lookup::Verdict;
+use postern_smtp::Reply;
 use postern_smtp::server::Answer;
-use postern_smtp::{EnhancedCode, Reply};
 use postern_spool::WriteError;
 
 /// lookup's word on a recipient, as the client hears it.
 pub(crate) fn answer(verdict: Verdict) -> Answer {
     match verdict {
         Verdict::Local | Verdict::Relay => Answer::Accepted,
-        Verdict::RelayDenied => Answer::Refused(reply(554, (5, 7, 1), "Relay access denied")),
+        Verdict::RelayDenied => Answer::Refused(Reply::coded(554, (5, 7, 1), "Relay access denied")),
         Verdict::UnknownUser => {
-            Answer::Refused(reply(550, (5, 1, 1), "Recipient address rejected: no such user here"))
+            Answer::Refused(Reply::coded(550, (5, 1, 1), "Recipient address rejected: no such user here"))
         }
         Verdict::Rejected(reply) if reply.is_permanent() || reply.is_transient() => Answer::Refused(reply),
         // An "error:" that is none would be a 250 in disguise.
@@ -21,50 +21,46 @@ pub(crate) fn answer(verdict: Verdict) -> Answer {
 
 /// lookup is gone, too busy, or cannot tell.
 pub(crate) fn lookup_failure() -> Reply {
-    reply(451, (4, 3, 0), "Temporary lookup failure, try again")
+    Reply::coded(451, (4, 3, 0), "Temporary lookup failure, try again")
 }
 
 /// The spool did not take a message.
 pub(crate) fn spool(error: &WriteError) -> Reply {
     match error {
-        WriteError::NoSpace => reply(452, (4, 3, 1), "Error: insufficient system storage, try again"),
-        WriteError::Io(_) => reply(451, (4, 3, 0), "Error: queue file write error, try again"),
+        WriteError::NoSpace => Reply::coded(452, (4, 3, 1), "Error: insufficient system storage, try again"),
+        WriteError::Io(_) => Reply::coded(451, (4, 3, 0), "Error: queue file write error, try again"),
     }
 }
 
 /// RFC 5321 §6.3.
 pub(crate) fn looping() -> Reply {
-    reply(554, (5, 4, 6), "Error: too many hops")
+    Reply::coded(554, (5, 4, 6), "Error: too many hops")
 }
 
 pub(crate) fn timeout() -> Reply {
-    reply(421, (4, 4, 2), "Error: timeout exceeded")
+    Reply::coded(421, (4, 4, 2), "Error: timeout exceeded")
 }
 
 pub(crate) fn too_many_sessions() -> Reply {
-    reply(421, (4, 3, 2), "Error: too many connections, try again")
+    Reply::coded(421, (4, 3, 2), "Error: too many connections, try again")
 }
 
 /// A stranger at a port that is for proxies alone.
 pub(crate) fn not_a_proxy() -> Reply {
-    reply(554, (5, 7, 1), "Error: this port is for proxies")
+    Reply::coded(554, (5, 7, 1), "Error: this port is for proxies")
 }
 
 /// A proxy that does not say whose connection it is.
 pub(crate) fn no_proxy_header(why: &str) -> Reply {
-    reply(554, (5, 7, 1), &format!("Error: {why}"))
+    Reply::coded(554, (5, 7, 1), format!("Error: {why}"))
 }
 
 pub(crate) fn stopping() -> Reply {
-    reply(421, (4, 3, 2), "Service shutting down, try again")
+    Reply::coded(421, (4, 3, 2), "Service shutting down, try again")
 }
 
 pub(crate) fn queued(id: &str) -> Reply {
-    reply(250, (2, 0, 0), &format!("Ok: queued as {id}"))
-}
-
-fn reply(code: u16, (class, subject, detail): (u8, u16, u16), text: &str) -> Reply {
-    Reply::new(code, EnhancedCode::new(class, subject, detail), text)
+    Reply::coded(250, (2, 0, 0), format!("Ok: queued as {id}"))
 }
 
 #[cfg(test)]

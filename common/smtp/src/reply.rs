@@ -54,6 +54,11 @@ impl Reply {
         Self { code, enhanced: enhanced.into(), lines: vec![text.into()] }
     }
 
+    /// A reply of one line whose enhanced code is known when it is written down; one that does not exist panics.
+    pub fn coded(code: u16, (class, subject, detail): (u8, u16, u16), text: impl Into<String>) -> Self {
+        Self::new(code, EnhancedCode::new(class, subject, detail), text)
+    }
+
     /// 4yz: try again.
     pub fn is_transient(&self) -> bool {
         self.code / 100 == 4

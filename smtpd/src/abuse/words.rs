@@ -3,17 +3,19 @@
 use std::net::IpAddr;
 
 use postern_ipc::smtpd_verify::{ClientFacts, Exceeded, Measure};
-use postern_smtp::{EnhancedCode, Reply};
+use postern_smtp::Reply;
 
 /// A limit is reached.
 pub(crate) fn exceeded(exceeded: &Exceeded, client: IpAddr) -> Reply {
     let from = |what: &str| format!("Error: {what} from {client}");
     match exceeded.measure {
-        Measure::Sessions | Measure::Connections => reply(421, (4, 7, 0), &from("too many connections")),
-        Measure::Messages => reply(450, (4, 7, 1), &from("too much mail")),
-        Measure::Recipients => reply(450, (4, 7, 1), &from("too many recipients")),
-        Measure::Errors => reply(421, (4, 7, 0), &from("too many errors")),
-        Measure::AuthFailures => reply(421, (4, 7, 0), &from("too many AUTH failures")),
+        Measure::Sessions | Measure::Connections => {
+            Reply::coded(421, (4, 7, 0), from("too many connections"))
+        }
+        Measure::Messages => Reply::coded(450, (4, 7, 1), from("too much mail")),
+        Measure::Recipients => Reply::coded(450, (4, 7, 1), from("too many recipients")),
+        Measure::Errors => Reply::coded(421, (4, 7, 0), from("too many errors")),
+        Measure::AuthFailures => Reply::coded(421, (4, 7, 0), from("too many AUTH failures")),
     }
 }
 
@@ -27,27 +29,23 @@ pub(crate) fn listed(facts: &ClientFacts, client: IpAddr) -> Reply {
         text.push_str("; ");
         text.push_str(said);
     }
-    reply(550, (5, 7, 1), &text)
+    Reply::coded(550, (5, 7, 1), text)
 }
 
 /// Who is greylisted comes back.
 pub(crate) fn greylisted(seconds: u32) -> Reply {
     let text = format!("Recipient address rejected: Greylisted, try again in {seconds} seconds");
-    reply(450, (4, 7, 1), &text)
+    Reply::coded(450, (4, 7, 1), text)
 }
 
 /// It talked before it was greeted (RFC 5321 §3.1, §4.3.1).
 pub(crate) fn talked_before_greeting() -> Reply {
-    reply(554, (5, 5, 1), "Error: protocol error, talked before the greeting")
+    Reply::coded(554, (5, 5, 1), "Error: protocol error, talked before the greeting")
 }
 
 /// Fewer errors are borne now.
 pub(crate) fn too_many_errors() -> Reply {
-    reply(421, (4, 7, 0), "Error: too many errors, try again later")
-}
-
-fn reply(code: u16, (class, subject, detail): (u8, u16, u16), text: &str) -> Reply {
-    Reply::new(code, EnhancedCode::new(class, subject, detail), text)
+    Reply::coded(421, (4, 7, 0), "Error: too many errors, try again later")
 }
 
 #[cfg(test)]

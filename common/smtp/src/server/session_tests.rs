@@ -1,5 +1,4 @@
 use super::bench::*;
-use super::replies::error;
 use super::*;
 use crate::parameters::Body;
 
@@ -153,7 +152,7 @@ fn closing_drops_what_is_under_way() {
     let mut bench = greeted();
     bench.say("MAIL FROM:<>\r\nRCPT TO:<u@t>\r\nDATA\r\nabc\r\n");
     let mut out = Output::default();
-    bench.session.close(error(421, (4, 4, 2), "timeout"), "timeout", &mut out);
+    bench.session.close(Reply::coded(421, (4, 4, 2), "timeout"), "timeout", &mut out);
     assert_eq!(out.actions, [Action::Dropped, Action::Close("timeout")]);
     assert_eq!(bench.session.receive(b"d\r\n.\r\n", &mut out), 6);
     assert_eq!(out.actions.len(), 2);

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use super::replies::error;
 use super::*;
 use crate::reply::EnhancedCode;
 
@@ -134,9 +133,9 @@ pub(super) fn oracle(question: &Question) -> Answer {
         Question::Xclient(text) | Question::Xforward(text) => text,
     };
     match name.as_bytes().first() {
-        Some(b'x') => Answer::Refused(error(550, (5, 1, 1), "no such user")),
-        Some(b'y') => Answer::Refused(error(451, (4, 3, 0), "later")),
-        Some(b'z') => Answer::Closed(error(421, (4, 7, 0), "go away")),
+        Some(b'x') => Answer::Refused(Reply::coded(550, (5, 1, 1), "no such user")),
+        Some(b'y') => Answer::Refused(Reply::coded(451, (4, 3, 0), "later")),
+        Some(b'z') => Answer::Closed(Reply::coded(421, (4, 7, 0), "go away")),
         _ => Answer::Accepted,
     }
 }

@@ -2,7 +2,7 @@
 
 use postern_address::ReversePath;
 
-use super::replies::{error, too_big};
+use super::replies::too_big;
 use super::{Action, Announced, Discard, Output, Session, Stage};
 use crate::parameters::Body;
 use crate::reply::Reply;
@@ -21,9 +21,9 @@ impl Session {
             self.reject("BDAT", too_big(), None, None, out);
             return self.end("chunk without end", out);
         }
-        let misplaced = |text| error(503, (5, 5, 1), text);
+        let misplaced = |text| Reply::coded(503, (5, 5, 1), text);
         if !self.settings.extensions.has(Extension::Chunking) {
-            let reply = error(502, (5, 5, 1), "Error: command not implemented");
+            let reply = Reply::coded(502, (5, 5, 1), "Error: command not implemented");
             return self.begin_discard(size, reply, None, out);
         }
         match &self.stage {
@@ -138,7 +138,7 @@ fn front(input: &[u8], left: u64) -> &[u8] {
 }
 
 fn reply(fault: Fault) -> Reply {
-    let of_text = |text| error(554, (5, 6, 0), text);
+    let of_text = |text| Reply::coded(554, (5, 6, 0), text);
     match fault {
         Fault::TooBig => too_big(),
         Fault::LineTooLong => of_text("Error: line of text too long"),

@@ -147,7 +147,7 @@ fn the_first_chunk_is_asked_about() {
     assert_eq!(bench.codes("EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<u@t>\r\n"), [220, 250, 250, 250]);
     bench.feed(b"BDAT 3\r\nabcBDAT 3\r\ndef");
     assert_eq!((bench.session.phase(), bench.asked.len()), (Phase::Asking, 1));
-    let refused = Answer::Refused(super::replies::error(554, (5, 7, 1), "no"));
+    let refused = Answer::Refused(Reply::coded(554, (5, 7, 1), "no"));
     let ticket = bench.asked.pop_front().unwrap().0;
     let mut out = Output::default();
     bench.session.answer(ticket, refused, &mut out);

@@ -1,6 +1,6 @@
 //! Content: from DATA to the message.
 
-use super::replies::{error, too_big};
+use super::replies::too_big;
 use super::{Action, Due, Output, Protocol, Replies, Session, Stage};
 use crate::reply::Reply;
 use crate::server::data::{Decoder, Fault, Progress, Violation};
@@ -28,7 +28,7 @@ impl Session {
     /// RFC 5321 §4.1.4: out of order, so the state stays. RFC 2033 §4.2 wants 503.
     pub(super) fn no_recipients(&self) -> Reply {
         let code = if self.is_smtp() { 554 } else { 503 };
-        error(code, (5, 5, 1), "Error: no valid recipients")
+        Reply::coded(code, (5, 5, 1), "Error: no valid recipients")
     }
 
     /// Content, up to its end or that of the input.
@@ -48,7 +48,7 @@ impl Session {
                 };
                 let from = Some(receiving.mail().0.clone());
                 out.actions.push(Action::Dropped);
-                self.reject("END-OF-MESSAGE", error(554, (5, 5, 2), text), from, None, out);
+                self.reject("END-OF-MESSAGE", Reply::coded(554, (5, 5, 2), text), from, None, out);
                 self.end("line end violation", out);
                 input.len()
             }
@@ -59,8 +59,10 @@ impl Session {
                         out.actions.push(Action::Dropped);
                         let reply = match fault {
                             Fault::TooBig => too_big(),
-                            Fault::LineTooLong => error(554, (5, 6, 0), "Error: line of text too long"),
-                            Fault::Nul => error(554, (5, 5, 2), "Error: NUL in the message"),
+                            Fault::LineTooLong => {
+                                Reply::coded(554, (5, 6, 0), "Error: line of text too long")
+                            }
+                            Fault::Nul => Reply::coded(554, (5, 5, 2), "Error: NUL in the message"),
                         };
                         self.refuse("END-OF-MESSAGE", reply, Some(from), None, out);
                     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use postern_address::{ForwardPath, Mailbox};
 
 use super::help;
-use super::replies::{error, push, too_big};
+use super::replies::{push, too_big};
 use super::{Action, BY_MIN, HOLD_MAX, Output, Protocol, Session, Stage};
 use crate::date_time;
 use crate::parameters::{Body, ByMode, DeliverBy, Hold, MailParameters};
@@ -45,7 +45,7 @@ impl Session {
             && input.get(..4).is_some_and(|v| v.eq_ignore_ascii_case(b"BDAT"))
         {
             // How much follows it cannot be known.
-            self.reject("BDAT", error(521, (5, 5, 2), "Error: line too long"), None, None, out);
+            self.reject("BDAT", Reply::coded(521, (5, 5, 2), "Error: line too long"), None, None, out);
             self.end("chunk of unknown size", out);
             return input.len();
         }
@@ -77,7 +77,7 @@ impl Session {
                         Ok(Command::Ehlo(_) | Command::Helo(_) | Command::Lhlo(_)) => "HELO",
                         _ => "UNKNOWN",
                     };
-                    let reply = error(554, (5, 5, 0), "Error: SMTP protocol synchronization");
+                    let reply = Reply::coded(554, (5, 5, 0), "Error: SMTP protocol synchronization");
                     self.reject(stage, reply, None, None, out);
                     self.end("improper command pipelining", out);
                     return input.len();
@@ -102,11 +102,11 @@ impl Session {
             Split::TooLong { consumed } => {
                 self.skipping = false;
                 self.commands += 1;
-                self.refuse("UNKNOWN", error(500, (5, 5, 2), "Error: line too long"), None, None, out);
+                self.refuse("UNKNOWN", Reply::coded(500, (5, 5, 2), "Error: line too long"), None, None, out);
                 consumed
             }
             Split::Violation => {
-                let reply = error(500, (5, 5, 2), "Error: only CRLF ends a line");
+                let reply = Reply::coded(500, (5, 5, 2), "Error: only CRLF ends a line");
                 self.reject("UNKNOWN", reply, None, None, out);
                 self.end("line end violation", out);
                 input.len()
@@ -199,7 +199,7 @@ impl Session {
         let utf8 = self.has(Extension::SmtpUtf8) && last.eq_ignore_ascii_case("SMTPUTF8");
         let name = if utf8 { name.trim_end() } else { argument };
         if !utf8 && !name.is_ascii() {
-            let reply = error(553, (5, 6, 7), "Error: not US-ASCII, which takes SMTPUTF8");
+            let reply = Reply::coded(553, (5, 6, 7), "Error: not US-ASCII, which takes SMTPUTF8");
             return self.refuse(verb, reply, None, None, out);
         }
         self.ask(question(name.into()), Pending::Word { verb, utf8 }, out);
@@ -211,7 +211,7 @@ impl Session {
     }
 
     fn not_offered(&mut self, verb: &'static str, out: &mut Output) {
-        self.refuse(verb, error(502, (5, 5, 1), "Error: command not implemented"), None, None, out);
+        self.refuse(verb, Reply::coded(502, (5, 5, 1), "Error: command not implemented"), None, None, out);
     }
 
     fn offers(&self, verb: &str) -> bool {
@@ -241,13 +241,14 @@ impl Session {
         }
         if self.settings.transactions.is_some_and(|most| self.transactions >= most) {
             // RFC 9422 §4.1.
-            let reply = error(421, (4, 3, 2), "Error: too many messages in one session, connect again");
+            let reply =
+                Reply::coded(421, (4, 3, 2), "Error: too many messages in one session, connect again");
             self.reject("MAIL", reply, Some(mail.reverse_path), None, out);
             return self.end("too many messages", out);
         }
         if self.full {
             // RFC 5321 §4.2.3; RFC 1870 §6.1.
-            let reply = error(452, (4, 3, 1), "Error: insufficient system storage, try again");
+            let reply = Reply::coded(452, (4, 3, 1), "Error: insufficient system storage, try again");
             return self.refuse("MAIL", reply, Some(mail.reverse_path), None, out);
         }
         if self.settings.asks.mail {
@@ -267,12 +268,12 @@ impl Session {
         };
         if held > HOLD_MAX {
             // RFC 4865 §4.2.
-            return Some(error(501, (5, 5, 4), "Error: longer than a message is held here"));
+            return Some(Reply::coded(501, (5, 5, 4), "Error: longer than a message is held here"));
         }
         match parameters.by {
             // RFC 2852 §4.1.
             Some(DeliverBy { seconds, mode: ByMode::Return, .. }) if seconds < BY_MIN => {
-                Some(error(555, (5, 5, 4), "Error: sooner than a message is returned here"))
+                Some(Reply::coded(555, (5, 5, 4), "Error: sooner than a message is returned here"))
             }
             _ => None,
         }
@@ -286,7 +287,7 @@ impl Session {
         };
         if rcpt.utf8 && !transaction.smtputf8() {
             // RFC 6531 §3.5.
-            let reply = error(553, (5, 6, 7), "Error: not US-ASCII, which takes SMTPUTF8 at MAIL");
+            let reply = Reply::coded(553, (5, 6, 7), "Error: not US-ASCII, which takes SMTPUTF8 at MAIL");
             return self.refuse("RCPT", reply, None, None, out);
         }
         let full = transaction.accepted() >= self.settings.recipients;
@@ -297,18 +298,18 @@ impl Session {
         let recipient = match recipient {
             Ok(recipient) if !full => recipient,
             Ok(recipient) => {
-                let reply = error(452, (4, 5, 3), "Error: too many recipients");
+                let reply = Reply::coded(452, (4, 5, 3), "Error: too many recipients");
                 return self.refuse("RCPT", reply, None, Some(recipient), out);
             }
             // Our own name with `postmaster@` before it is too long for a mailbox.
             Err(e) => {
-                let reply = error(501, (5, 1, 3), &format!("Bad recipient address: {e}"));
+                let reply = Reply::coded(501, (5, 1, 3), format!("Bad recipient address: {e}"));
                 return self.refuse("RCPT", reply, None, None, out);
             }
         };
         if self.settings.recipient_domains.is_some_and(|most| self.domains(Some(&recipient)) > most) {
             // RFC 9422 §4.3.
-            let reply = error(452, (4, 5, 3), "Error: too many recipient domains");
+            let reply = Reply::coded(452, (4, 5, 3), "Error: too many recipient domains");
             return self.refuse("RCPT", reply, None, Some(recipient), out);
         }
         let parameters = rcpt.parameters;

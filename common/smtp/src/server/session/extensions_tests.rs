@@ -1,5 +1,4 @@
 use super::bench::*;
-use super::replies::error;
 use super::*;
 use crate::parameters::{Hold, Notify, Ret};
 use crate::server::{Extension, Extensions};
@@ -86,7 +85,7 @@ fn names_in_utf8_take_the_parameter_too() {
         bench.codes(&format!("RSET\r\nMAIL FROM:<>{parameter}\r\n"));
         bench.feed(b"RCPT TO:<u@t>\r\n");
         let (ticket, mut out) = (bench.asked.pop_front().unwrap().0, Output::default());
-        bench.session.answer(ticket, Answer::Refused(error(550, (5, 7, 1), "Nö")), &mut out);
+        bench.session.answer(ticket, Answer::Refused(Reply::coded(550, (5, 7, 1), "Nö")), &mut out);
         assert_eq!(String::from_utf8(out.wire).unwrap(), text);
     }
 }
@@ -144,7 +143,7 @@ fn a_reply_for_each_recipient() {
     assert_eq!(bench.codes("BDAT 0\r\n"), [250, 250, 250, 250]);
     bench.feed(b"BDAT 0 LAST\r\n");
     let mut out = Output::default();
-    bench.session.settle(error(451, (4, 3, 0), "later"), &mut out);
+    bench.session.settle(Reply::coded(451, (4, 3, 0), "later"), &mut out);
     assert_eq!(out.wire, b"451 4.3.0 later\r\n");
 }
 
@@ -188,7 +187,7 @@ fn questions_at_every_stage() {
     let mut bench = Bench::with(settings);
     let ticket = bench.asked.pop_front().unwrap().0;
     let mut out = Output::default();
-    bench.session.answer(ticket, Answer::Refused(error(554, (5, 7, 1), "no")), &mut out);
+    bench.session.answer(ticket, Answer::Refused(Reply::coded(554, (5, 7, 1), "no")), &mut out);
     bench.take(out);
     assert_eq!(bench.codes("EHLO c\r\nBDAT 6\r\nQUIT\r\nFOO\r\nQUIT\r\n"), [554, 503, 503, 503, 221]);
 }

@@ -1,9 +1,11 @@
 //! How the session says things.
 
+use std::io::Write;
+
 use postern_address::{Mailbox, ReversePath};
 
 use super::{Action, Output, Rejected, Session, Stage};
-use crate::reply::{EnhancedCode, Reply};
+use crate::reply::Reply;
 use crate::server::extensions::Extension;
 
 impl Session {
@@ -15,11 +17,12 @@ impl Session {
         text: &str,
         out: &mut Output,
     ) {
-        if self.settings.extensions.has(Extension::EnhancedStatusCodes) {
-            push(out, &format!("{code} {class}.{subject}.{detail} {text}\r\n"));
+        // Writing to memory does not fail.
+        let _ = if self.settings.extensions.has(Extension::EnhancedStatusCodes) {
+            write!(out.wire, "{code} {class}.{subject}.{detail} {text}\r\n")
         } else {
-            push(out, &format!("{code} {text}\r\n"));
-        }
+            write!(out.wire, "{code} {text}\r\n")
+        };
     }
 
     /// Any reply, its enhanced code where those are offered (RFC 2034 §4). Text that is not US-ASCII is for
@@ -43,7 +46,7 @@ impl Session {
 
     /// RFC 5321 §4.1.4: out of order, and the state stays as it was.
     pub(super) fn misplaced(&mut self, verb: &'static str, text: &str, out: &mut Output) {
-        self.refuse(verb, error(503, (5, 5, 1), text), None, None, out);
+        self.refuse(verb, Reply::coded(503, (5, 5, 1), text), None, None, out);
     }
 
     /// Says no, and counts it when it is for good: who hears it too often is shown the door.
@@ -58,7 +61,7 @@ impl Session {
         self.errors += u32::from(reply.is_permanent());
         self.reject(stage, reply, from, to, out);
         if self.errors >= self.settings.errors {
-            self.close(error(421, (4, 7, 0), "Error: too many errors"), "too many errors", out);
+            self.close(Reply::coded(421, (4, 7, 0), "Error: too many errors"), "too many errors", out);
         }
     }
 
@@ -98,11 +101,7 @@ pub(super) fn push(out: &mut Output, text: &str) {
     out.wire.extend_from_slice(text.as_bytes());
 }
 
-pub(super) fn error(code: u16, (class, subject, detail): (u8, u16, u16), text: &str) -> Reply {
-    Reply::new(code, EnhancedCode::new(class, subject, detail), text)
-}
-
 /// RFC 1870 §6.1.
 pub(super) fn too_big() -> Reply {
-    error(552, (5, 3, 4), "Error: message size exceeds the limit")
+    Reply::coded(552, (5, 3, 4), "Error: message size exceeds the limit")
 }
