@@ -1,5 +1,6 @@
 //! An event as one JSON object, with the keys of the text form.
 
+use postern_address::ReversePath;
 use serde_json::{Value, json};
 
 use crate::event::{Attempt, Client, Event};
@@ -132,10 +133,7 @@ fn session_fields(event: &Event<'_>) -> Fields {
             fields.extend([("stage", text(stage)), ("code", json!(reply.code))]);
             fields.extend(reply.enhanced.map(|code| ("dsn", shown(code))));
             fields.push(("reply", shown(reply)));
-            fields.extend(from.map(|from| ("from", text(from.as_str()))));
-            fields.extend(to.map(|to| ("to", text(to))));
-            fields.push(("proto", text(proto)));
-            fields.extend(helo.map(|helo| ("helo", text(helo))));
+            push_circumstances(&mut fields, from, to, proto, helo);
             fields
         }
         Event::Policy { session, client, stage, action, rule, line, text: words, from, to, helo, proto } => {
@@ -148,10 +146,7 @@ fn session_fields(event: &Event<'_>) -> Fields {
                 ("line", json!(line)),
                 ("text", text(words)),
             ]);
-            fields.extend(from.map(|from| ("from", text(from.as_str()))));
-            fields.extend(to.map(|to| ("to", text(to))));
-            fields.push(("proto", text(proto)));
-            fields.extend(helo.map(|helo| ("helo", text(helo))));
+            push_circumstances(&mut fields, from, to, proto, helo);
             fields
         }
         Event::Accepted { id, session, client, from, size, nrcpt, message_id, forwarded } => {
@@ -193,6 +188,20 @@ fn push_client(fields: &mut Fields, client: Client<'_>) {
     fields.push(("client", shown(client)));
     fields.push(("client_address", shown(client.address)));
     fields.extend(client.name.map(|name| ("client_name", text(name))));
+}
+
+/// What was said before a command was refused, or a rule did something.
+fn push_circumstances(
+    fields: &mut Fields,
+    from: Option<&ReversePath>,
+    to: Option<&str>,
+    proto: &str,
+    helo: Option<&str>,
+) {
+    fields.extend(from.map(|from| ("from", text(from.as_str()))));
+    fields.extend(to.map(|to| ("to", text(to))));
+    fields.push(("proto", text(proto)));
+    fields.extend(helo.map(|helo| ("helo", text(helo))));
 }
 
 fn delivery_fields(attempt: &Attempt<'_>) -> Fields {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write};
 
+use postern_address::ReversePath;
 use postern_smtp::xclient::Forwarded;
 
 use crate::event::{Attempt, Event, Level};
@@ -110,16 +111,7 @@ fn session(out: &mut String, event: &Event<'_>) -> fmt::Result {
             let client = client.to_string();
             write!(out, "NOQUEUE: reject: {} from {}: ", clean(stage), clean(&client))?;
             write!(out, "{};", clean(&reply.to_string()))?;
-            if let Some(from) = from {
-                write!(out, " from=<{}>", clean(from.as_str()))?;
-            }
-            if let Some(to) = to {
-                write!(out, " to=<{}>", clean(to))?;
-            }
-            write!(out, " proto={}", clean(proto))?;
-            if let Some(helo) = helo {
-                write!(out, " helo=<{}>", clean(helo))?;
-            }
+            circumstances(out, from, to, proto, helo)?;
             write!(out, " session={session}")
         }
         Event::Policy { session, client, stage, action, rule, line, text, from, to, helo, proto } => {
@@ -143,16 +135,7 @@ fn session(out: &mut String, event: &Event<'_>) -> fmt::Result {
                 write!(out, ": {}", clean(text))?;
             }
             write!(out, ";")?;
-            if let Some(from) = from {
-                write!(out, " from=<{}>", clean(from.as_str()))?;
-            }
-            if let Some(to) = to {
-                write!(out, " to=<{}>", clean(to))?;
-            }
-            write!(out, " proto={}", clean(proto))?;
-            if let Some(helo) = helo {
-                write!(out, " helo=<{}>", clean(helo))?;
-            }
+            circumstances(out, from, to, proto, helo)?;
             write!(out, " session={session}")
         }
         Event::Accepted { id, session, client, from, size, nrcpt, message_id, forwarded } => {
@@ -193,6 +176,24 @@ fn session(out: &mut String, event: &Event<'_>) -> fmt::Result {
         }
         _ => Ok(()),
     }
+}
+
+/// What was said before a command was refused, or a rule did something.
+fn circumstances(
+    out: &mut String,
+    from: Option<&ReversePath>,
+    to: Option<&str>,
+    proto: &str,
+    helo: Option<&str>,
+) -> fmt::Result {
+    if let Some(from) = from {
+        write!(out, " from=<{}>", clean(from.as_str()))?;
+    }
+    if let Some(to) = to {
+        write!(out, " to=<{}>", clean(to))?;
+    }
+    write!(out, " proto={}", clean(proto))?;
+    helo.map_or(Ok(()), |helo| write!(out, " helo=<{}>", clean(helo)))
 }
 
 /// `name[address]` of the client that XFORWARD told; none when it told neither.
