@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use crate::format::{self, BLOCK, FOOT_LEN, HEAD_LEN, Head, INDEX_MAX, StoredRef};
 use crate::id::QueueId;
 use crate::ops::{Directory, Ops, Output, Probe, labelled};
-use crate::writer::{Finished, NewMessage, Shared, Small, WriteError, WriterDirs};
+use crate::writer::{Finished, NewMessage, Shared, Small, Submitted, WriteError, WriterDirs};
 
 /// Most messages of one file. The disk's own time sets the size of a batch; this only bounds how many
 /// clients one bad block can disappoint.
@@ -82,7 +82,7 @@ pub(crate) fn is_full(small: &Small) -> bool {
 
 /// Waits for messages, or but for the first committer for enough of them, and takes as many as go into one
 /// file. None when the writer is gone.
-fn next_batch(shared: &Shared, first: bool) -> Option<Vec<(u64, NewMessage)>> {
+fn next_batch(shared: &Shared, first: bool) -> Option<Vec<Submitted>> {
     let mut small = shared.small();
     while if first { small.waiting.is_empty() } else { small.closed || !is_full(&small) } {
         if small.closed {
@@ -90,15 +90,14 @@ fn next_batch(shared: &Shared, first: bool) -> Option<Vec<(u64, NewMessage)>> {
         }
         small = shared.wait_small(small, first);
     }
-    let mut octets = 0usize;
-    let fits = |(_, message): &&(u64, NewMessage)| {
-        octets = octets.saturating_add(footprint(message));
+    let mut octets = 0;
+    let fits = |submitted: &&Submitted| {
+        octets += submitted.octets;
         octets <= BATCH_OCTETS
     };
     let count = small.waiting.iter().take(BATCH_MESSAGES).take_while(fits).count().max(1);
     let batch: Vec<_> = small.waiting.drain(..count).collect();
-    let taken = batch.iter().map(|(_, message)| footprint(message)).sum();
-    small.octets = small.octets.saturating_sub(taken);
+    small.octets -= batch.iter().map(|submitted| submitted.octets).sum::<usize>();
     if is_full(&small) {
         shared.call_small();
     }
@@ -112,16 +111,16 @@ pub(crate) fn footprint(message: &NewMessage) -> usize {
 }
 
 /// Writes the batch into a blank, reports each of its messages, and then moves the file to `new/`.
-fn commit(shared: &Shared, ops: &Ops, tmp: &Directory<'_>, new: &Directory<'_>, batch: &[(u64, NewMessage)]) {
-    let messages: Vec<&NewMessage> = batch.iter().map(|(_, message)| message).collect();
+fn commit(shared: &Shared, ops: &Ops, tmp: &Directory<'_>, new: &Directory<'_>, batch: &[Submitted]) {
+    let messages: Vec<&NewMessage> = batch.iter().map(|submitted| &submitted.message).collect();
     let written = shared.blanks.take().and_then(|file| {
         write_file(ops, tmp, &file, &messages)?;
         Ok(file)
     });
     let result = written.as_ref().map(|_| ()).map_err(Clone::clone);
-    shared.report(batch.iter().map(|(token, message)| Finished {
-        token: *token,
-        id: message.id,
+    shared.report(batch.iter().map(|submitted| Finished {
+        token: submitted.token,
+        id: submitted.message.id,
         stream: None,
         result: result.clone(),
     }));

@@ -105,10 +105,18 @@ type Run = dyn FnOnce(&Arc<Shared>, &WriterDirs, &Ops) + Send;
 /// Small messages to be written.
 #[derive(Default)]
 pub(crate) struct Small {
-    pub(crate) waiting: VecDeque<(u64, NewMessage)>,
-    /// What they will add to their file, roughly.
+    pub(crate) waiting: VecDeque<Submitted>,
+    /// What they will add to their file.
     pub(crate) octets: usize,
     pub(crate) closed: bool,
+}
+
+/// A small message and the caller's word for it.
+pub(crate) struct Submitted {
+    pub(crate) token: u64,
+    pub(crate) message: NewMessage,
+    /// What it will add to its file, roughly.
+    pub(crate) octets: usize,
 }
 
 /// What one streamer is to do.
@@ -206,9 +214,10 @@ impl Writer {
 
     /// Hands over a small message, whole.
     pub fn submit(&mut self, token: u64, message: NewMessage) {
+        let octets = commit::footprint(&message);
         let mut small = self.shared.small();
-        small.octets += commit::footprint(&message);
-        small.waiting.push_back((token, message));
+        small.octets += octets;
+        small.waiting.push_back(Submitted { token, message, octets });
         // A committer that is writing looks for itself when it is done: one wake a batch.
         let (first, full) = (small.waiting.len() == 1, commit::is_full(&small));
         drop(small);
