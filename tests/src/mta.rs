@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::unistd::User;
 use tempfile::TempDir;
 
-use crate::net::Address;
+use crate::net::{Address, via};
 use crate::peers::scratch;
 use crate::process::{Process, until};
 use crate::system::make_certificate;
@@ -67,6 +67,11 @@ impl Postfix {
     /// Where it listens for SMTP.
     pub fn address(&self) -> SocketAddr {
         self.address.port(2525)
+    }
+
+    /// The route to it.
+    pub fn via(&self) -> String {
+        via(self.address())
     }
 
     /// Where the Maildirs of its users are.

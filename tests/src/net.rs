@@ -35,3 +35,8 @@ impl Address {
         SocketAddr::from((self.ip, port))
     }
 }
+
+/// The route to a server: `smtp:[127.0.0.1]:4711`.
+pub(crate) fn via(address: SocketAddr) -> String {
+    format!("smtp:[{}]:{}", address.ip(), address.port())
+}

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::net::via;
 use crate::process::until;
 
 /// What the sink does at a command.
@@ -87,9 +88,9 @@ impl Sink {
         self.address
     }
 
-    /// The route to it: `smtp:[127.0.0.1]:4711`.
+    /// The route to it.
     pub fn via(&self) -> String {
-        format!("smtp:[{}]:{}", self.address.ip(), self.address.port())
+        via(self.address)
     }
 
     /// From now on, asks `behave` at each command: its line, `CONNECT` at the beginning and `.` at the end

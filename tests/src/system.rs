@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::log::Log;
 use crate::maildir::{Mail, maildir};
+use crate::net::via;
 use crate::process::{Process, until};
 use crate::smtp::Smtp;
 
@@ -333,6 +334,11 @@ impl System {
         let listening = events.iter().skip(self.started_at).filter(|e| e["event"] == "listening");
         let ours = listening.filter(|e| e["service"] == service);
         ours.map(|e| e["address"].as_str().unwrap().parse().unwrap()).collect()
+    }
+
+    /// The route to it.
+    pub fn via(&self) -> String {
+        via(self.address())
     }
 
     /// A connection, greeted.

@@ -57,8 +57,7 @@ fn by_lmtp_and_imap() {
 #[test]
 fn to_a_second_postern() {
     let second = System::builder().hostname("second.test").virtual_domain("w.test").start();
-    let via = format!("smtp:[{}]:{}", second.address().ip(), second.address().port());
-    let first = System::builder().relay().route("w.test", &via).start();
+    let first = System::builder().relay().route("w.test", &second.via()).start();
     let mut client = first.smtp();
     for size in SIZES {
         let (sent, to) = (attachment(size), format!("u{size}@w.test"));

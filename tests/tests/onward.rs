@@ -164,8 +164,7 @@ fn binary_mail_goes_in_chunks_or_is_converted_or_comes_back() {
     }
     let next = System::builder().start();
     let plain = Sink::start();
-    let via = format!("smtp:[{}]:{}", next.address().ip(), next.address().port());
-    let system = relaying(&plain.via()).route("v.test", &via).virtual_domain("w.test").start();
+    let system = relaying(&plain.via()).route("v.test", &next.via()).virtual_domain("w.test").start();
     let binary: Vec<u8> = (0..70_000u32).map(|n| (n * 7 % 256) as u8).collect();
     let head = b"Subject: binary\r\nMIME-Version: 1.0\r\nContent-Type: application/octet-stream\r\n\
         Content-Transfer-Encoding: binary\r\n\r\n";
@@ -197,8 +196,7 @@ fn postfix_takes_all_of_it() {
         return;
     }
     let postfix = Postfix::start("normalize", false);
-    let via = format!("smtp:[{}]:{}", postfix.address().ip(), postfix.address().port());
-    let system = System::builder().relay().virtual_domain("w.test").route("v.test", &via).start();
+    let system = System::builder().relay().virtual_domain("w.test").route("v.test", &postfix.via()).start();
     let mut client = system.smtp();
     let ids = [
         submit(&mut client, " BODY=8BITMIME RET=FULL ENVID=a+3Db", "u1@v.test", MIXED.as_bytes()),

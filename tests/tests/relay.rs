@@ -81,8 +81,7 @@ fn connections_are_used_again() {
 #[test]
 fn from_one_postern_to_another() {
     let second = System::builder().hostname("second.test").virtual_domain("w.test").start();
-    let via = format!("smtp:[{}]:{}", second.address().ip(), second.address().port());
-    let first = System::builder().relay().route("w.test", &via).start();
+    let first = System::builder().relay().route("w.test", &second.via()).start();
     let id = first.smtp().send("a@x.test", &["u@w.test"], &message("twice")).unwrap();
     first.finished(&id);
     let mails = second.wait_maildir("u@w.test", 1);

@@ -291,8 +291,7 @@ fn postfix_takes_over() {
         return;
     }
     let postfix = Postfix::start("normalize", false);
-    let via = format!("smtp:[{}]:{}", postfix.address().ip(), postfix.address().port());
-    let system = System::builder().relay().virtual_domain("w.test").route("v.test", &via).start();
+    let system = System::builder().relay().virtual_domain("w.test").route("v.test", &postfix.via()).start();
     let mut client = system.smtp();
     client.ehlo();
     client.says("MAIL FROM:<s@w.test> RET=HDRS ENVID=through+2Bpostfix", "250");
