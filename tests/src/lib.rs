@@ -30,6 +30,7 @@
 // A rig's way to fail is to panic.
 #![allow(clippy::unwrap_used)]
 
+mod backlog;
 mod blocklog;
 mod inject;
 mod ledger;
@@ -47,6 +48,7 @@ mod sink;
 mod smtp;
 mod system;
 
+pub use backlog::backlog;
 pub use blocklog::{BlockLog, Entry, Fate, LoggedDisk, Request};
 pub use inject::Fault;
 pub use ledger::{Ledger, Random, scale, settled};

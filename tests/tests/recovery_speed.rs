@@ -3,19 +3,10 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(not(debug_assertions))]
 
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc::channel;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use postern_address::{Mailbox, ReversePath};
-use postern_spool::{
-    BodyType, Envelope, IdAllocator, LogEntry, LogRecord, NewMessage, Origin, Slot, SpoolFile, Timestamp,
-    Writer, WriterDirs, rename_between,
-};
-use postern_tests::{Address, LoopFs, Smtp, System, have_root, message, scale};
+use postern_tests::{Address, LoopFs, Smtp, System, backlog, have_root, message, scale};
 
 /// Every how many messages one is written alone, in a file of its own.
 const SINGLE: usize = 10;
@@ -44,7 +35,14 @@ fn a_large_queue_keeps_nobody_waiting() {
     let empty = memory(system.pids()["queue-manager"]);
     system.stop();
     let begin = Instant::now();
-    fill(&system.spool_path(), queued);
+    // Nine of ten in files that they share, the tenth alone.
+    let files = (0..queued).step_by(BATCH).flat_map(|first| {
+        let batch = BATCH.min(queued - first);
+        if (first / BATCH).is_multiple_of(SINGLE) { vec![1; batch] } else { vec![batch] }
+    });
+    backlog(&system.spool_path(), files, &message("queued"), |n| {
+        format!("user{n}@domain{}.example", n % 1000)
+    });
     println!("{queued} messages in {} files, written in {:?}", system.spool("cur").len(), begin.elapsed());
 
     let mark = system.log.mark();
@@ -76,66 +74,6 @@ impl Drop for Unmount {
     fn drop(&mut self) {
         // The namespace ends with the test in any case.
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
-/// Queues messages that were deferred for a day: nine of ten in files that they share, the tenth alone.
-fn fill(spool: &Path, count: usize) {
-    let open = |directory: &str| File::open(spool.join(directory)).unwrap();
-    let (new, cur) = (open("new"), open("cur"));
-    let dirs = WriterDirs { tmp: open("tmp").into(), new: open("new").into() };
-    let (wake, woken) = channel();
-    let mut writer = Writer::start(dirs, move || drop(wake.send(()))).unwrap();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let mut ids = IdAllocator::new(Slot::QUEUE_MANAGER);
-    let mut written = 0;
-    while written < count {
-        // A message that is submitted alone is written alone.
-        let left = count - written;
-        let alone = (written / BATCH) % SINGLE == 0;
-        let share = if alone { 1 } else { BATCH };
-        let mut submitted = 0;
-        while submitted < BATCH.min(left) {
-            let together = share.min(left - submitted);
-            for n in 0..together {
-                let id = ids.next(now.as_micros() as u64);
-                let number = written + submitted + n;
-                let to = format!("user{}@domain{}.example", number, number % 1000);
-                let envelope = Envelope {
-                    reverse_path: ReversePath::Mailbox(Mailbox::parse("a@x.test").unwrap()),
-                    recipients: vec![Mailbox::parse(&to).unwrap()],
-                    arrival: Timestamp(now.as_millis() as u64),
-                    body: BodyType::SevenBit,
-                    origin: Origin::Internal,
-                    options: postern_spool::Options::default(),
-                };
-                let body = message("queued");
-                writer.submit(number as u64, NewMessage { id, envelope, prepend: Vec::new(), body });
-            }
-            let mut done = 0;
-            while done < together {
-                woken.recv().unwrap();
-                for completion in writer.completions() {
-                    completion.result.unwrap();
-                    done += 1;
-                }
-            }
-            submitted += together;
-        }
-        written += submitted;
-    }
-    drop(writer);
-    let until = Timestamp(now.as_millis() as u64 + 24 * 60 * 60 * 1000);
-    for id in postern_spool::list(new.as_fd()).unwrap().files {
-        let name = id.to_string();
-        rename_between(new.as_fd(), &name, cur.as_fd(), &name).unwrap();
-        let mut file = SpoolFile::open(cur.as_fd(), &name).unwrap();
-        let reply = "451 4.2.0 Later".to_owned();
-        let deferred = LogEntry::Deferred { recipient: 0, address: None, until, reply };
-        let records: Vec<_> = (0..file.messages().len() as u16)
-            .map(|message| LogRecord { message, what: deferred.clone() })
-            .collect();
-        file.append(&records).unwrap();
     }
 }
 

@@ -1,7 +1,5 @@
 //! Postern, as the system tests start it.
 
-mod fill;
-
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -9,11 +7,15 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-use postern_tests::System;
+use postern_tests::{System, backlog};
 
 use crate::beside::{self, Beside, destination};
 use crate::cell::Workload;
+use crate::generator;
 use crate::peers::{ADDRESS, Peer, files};
+
+/// The most messages that share a file.
+const BATCH: usize = 256;
 
 pub(super) const PROMISES: [&str; 3] = [
     "the message and its name: fsync of a spool file, shared by all that came meanwhile, whose directory entry was \
@@ -57,7 +59,9 @@ impl Postern {
             // It makes its spool.
             system.start_again();
             system.stop();
-            fill::fill(&system.spool_path(), workload.backlog());
+            let files = (0..workload.backlog()).step_by(BATCH).map(|n| BATCH.min(workload.backlog() - n));
+            let body = generator::message(4096);
+            backlog(&system.spool_path(), files, &body, |n| format!("user{n}@domain{}.dead.test", n % 1000));
         }
         let begin = Instant::now();
         system.start_again();

@@ -1,4 +1,4 @@
-//! Many deferred messages, written as smtpd and the queue-manager would have done.
+//! A spool full of deferred mail, made as smtpd and the queue-manager make it.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -8,17 +8,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use postern_address::{Mailbox, ReversePath};
 use postern_spool::{
-    BodyType, Envelope, IdAllocator, LogEntry, LogRecord, NewMessage, Origin, Slot, SpoolFile, Timestamp,
-    Writer, WriterDirs, rename_between,
+    BodyType, Envelope, IdAllocator, LogEntry, LogRecord, NewMessage, Options, Origin, Slot, SpoolFile,
+    Timestamp, Writer, WriterDirs, rename_between,
 };
 
-use crate::generator;
-
-/// How many messages are handed to the writer at a time: the most that share a file.
-const BATCH: usize = 256;
-
-/// Queues messages of 4 KiB that were deferred for a day.
-pub(super) fn fill(spool: &Path, count: usize) {
+/// Queues messages of this body that were deferred for a day, each to `recipient` of its number. `files` says
+/// how many messages share each file, at most 256.
+pub fn backlog(
+    spool: &Path,
+    files: impl IntoIterator<Item = usize>,
+    body: &[u8],
+    recipient: impl Fn(usize) -> String,
+) {
     let open = |directory: &str| File::open(spool.join(directory)).unwrap();
     let (new, cur) = (open("new"), open("cur"));
     let dirs = WriterDirs { tmp: open("tmp").into(), new: open("new").into() };
@@ -28,25 +29,25 @@ pub(super) fn fill(spool: &Path, count: usize) {
     let mut writer = Writer::start(dirs, wake).unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let mut ids = IdAllocator::new(Slot::QUEUE_MANAGER);
-    let body = generator::message(4096);
-    for first in (0..count).step_by(BATCH) {
-        let batch = BATCH.min(count - first);
-        for n in first..first + batch {
-            let to = format!("user{n}@domain{}.dead.test", n % 1000);
+    let mut number = 0;
+    for together in files {
+        for n in number..number + together {
             let envelope = Envelope {
                 reverse_path: ReversePath::Mailbox(Mailbox::parse("a@x.test").unwrap()),
-                recipients: vec![Mailbox::parse(&to).unwrap()],
+                recipients: vec![Mailbox::parse(&recipient(n)).unwrap()],
                 arrival: Timestamp(now.as_millis() as u64),
                 body: BodyType::SevenBit,
                 origin: Origin::Internal,
-                options: postern_spool::Options::default(),
+                options: Options::default(),
             };
             let id = ids.next(now.as_micros() as u64);
-            let message = NewMessage { id, envelope, prepend: Vec::new(), body: body.clone() };
+            let message = NewMessage { id, envelope, prepend: Vec::new(), body: body.to_vec() };
             writer.submit(n as u64, message);
         }
+        number += together;
+        // What is submitted before the last is done may share its file.
         let mut done = 0;
-        while done < batch {
+        while done < together {
             woken.recv().unwrap();
             for completion in writer.completions() {
                 completion.result.unwrap();
