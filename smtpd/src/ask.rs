@@ -5,12 +5,16 @@
 
 use postern_address::Mailbox;
 use postern_daemon::Host;
+use postern_ipc::RequestId;
 use postern_ipc::smtpd_lookup::{Ask, Incoming, Question as ToLookup};
 use postern_smtp::server::{Answer, Identity, Phase, Question};
 
 use crate::connection::Connection;
 use crate::refusal;
-use crate::worker::{UNANSWERED_MAX, Worker};
+use crate::worker::Worker;
+
+/// Questions to lookup without an answer: past this it is not busy but stuck.
+const UNANSWERED_MAX: usize = 20_000;
 
 impl Worker {
     /// A question of the session: it is answered here, or by whom it is sent to.
@@ -61,7 +65,7 @@ impl Worker {
     }
 
     /// May this recipient come in? The answer comes by [`Worker::answered`].
-    pub(crate) fn ask_lookup(
+    pub(crate) fn ask_recipient(
         &mut self,
         host: &mut Host,
         connection: &mut Connection,
@@ -76,11 +80,16 @@ impl Worker {
     fn send_to_lookup(&mut self, host: &mut Host, connection: &mut Connection, ticket: u16, ask: Ask) {
         let id = connection.key.request(ticket);
         connection.asked = host.now();
-        if self.unanswered < UNANSWERED_MAX && self.lookup.send(host, &ToLookup { id, ask }) {
-            self.unanswered += 1;
-        } else {
+        if !self.ask_lookup(host, id, ask) {
             self.answer(host, connection, ticket, Answer::Refused(refusal::lookup_failure()));
         }
+    }
+
+    /// False when it cannot be asked.
+    pub(crate) fn ask_lookup(&mut self, host: &mut Host, id: RequestId, ask: Ask) -> bool {
+        let asked = self.unanswered < UNANSWERED_MAX && self.lookup.send(host, &ToLookup { id, ask });
+        self.unanswered += usize::from(asked);
+        asked
     }
 
     /// Tells the session what it asked.

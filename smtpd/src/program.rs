@@ -116,9 +116,8 @@ impl Program for Smtpd {
         if let Some(place) = token.0.checked_sub(self.first_token).filter(|place| *place < PLACES) {
             if let Some(connection) = self.connections.get_mut(place) {
                 connection.wake(event);
-                if event.is_writable() && !connection.output.is_empty() && !connection.dirty {
-                    connection.dirty = true;
-                    self.worker.dirty.push(connection.key);
+                if event.is_writable() && !connection.output.is_empty() {
+                    self.worker.flush_later(connection);
                 }
                 self.worker.drive(host, connection);
             }

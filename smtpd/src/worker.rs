@@ -32,9 +32,6 @@ const TURN: usize = 512 * 1024;
 /// Above this much that the disk has not taken, a client is not read.
 const UNWRITTEN_MAX: usize = 256 * 1024;
 
-/// Questions to lookup without an answer: past this it is not busy but stuck.
-pub(crate) const UNANSWERED_MAX: usize = 20_000;
-
 /// How long lookup may take.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -158,9 +155,8 @@ impl Worker {
             }
         }
         self.buffer = buffer;
-        if connection.has_sealed() && !connection.dirty {
-            connection.dirty = true;
-            self.dirty.push(connection.key);
+        if connection.has_sealed() {
+            self.flush_later(connection);
         }
         if connection.eof {
             self.end_of_input(connection);
@@ -191,7 +187,14 @@ impl Worker {
         }
         self.actions = actions;
         let ending = matches!(connection.state, State::Closing(_));
-        if (ending || !connection.output.is_empty()) && !connection.dirty {
+        if ending || !connection.output.is_empty() {
+            self.flush_later(connection);
+        }
+    }
+
+    /// What there is to say is written at the end of the turn.
+    pub(crate) fn flush_later(&mut self, connection: &mut Connection) {
+        if !connection.dirty {
             connection.dirty = true;
             self.dirty.push(connection.key);
         }
@@ -474,10 +477,7 @@ impl Worker {
         }
         connection.state = State::Closing("client closed");
         self.drop_content(connection);
-        if !connection.dirty {
-            connection.dirty = true;
-            self.dirty.push(connection.key);
-        }
+        self.flush_later(connection);
     }
 
     /// Large content goes to the disk as it comes.
@@ -512,10 +512,15 @@ impl Worker {
 
     pub(crate) fn drop_content(&mut self, connection: &mut Connection) {
         if let Content::Streamed(_) = std::mem::replace(&mut connection.content, Content::Held) {
-            self.writer.abort_stream(connection.key.request(0));
-            self.writing = self.writing.saturating_sub(1);
+            self.abort_stream(connection);
         }
         connection.paused = false;
+    }
+
+    /// What is with the writer already is not kept.
+    pub(crate) fn abort_stream(&mut self, connection: &Connection) {
+        self.writer.abort_stream(connection.key.request(0));
+        self.writing = self.writing.saturating_sub(1);
     }
 
     /// Does what the session wants.
@@ -553,8 +558,7 @@ impl Worker {
         };
         if header.hops > self.hops_max {
             if streamed {
-                self.writer.abort_stream(token);
-                self.writing = self.writing.saturating_sub(1);
+                self.abort_stream(connection);
             }
             return self.tell(host, connection, |session, out| session.settle(refusal::looping(), out));
         }

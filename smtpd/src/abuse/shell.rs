@@ -157,7 +157,7 @@ impl Worker {
     ) {
         connection.guard.name(ticket, &recipient);
         if self.lease(host, connection, ticket, Measure::Recipients) {
-            self.ask_lookup(host, connection, ticket, recipient);
+            self.ask_recipient(host, connection, ticket, recipient);
         }
     }
 
@@ -301,7 +301,7 @@ impl Worker {
     /// Time passed for a greeting or for replies.
     pub(crate) fn look_at_pause(&mut self, host: &mut Host, connection: &mut Connection) {
         if connection.guard.release(host.now()) {
-            self.reply_now(connection);
+            self.flush_later(connection);
         }
         self.greet(host, connection);
         self.drive(host, connection);
@@ -393,16 +393,16 @@ impl Worker {
         host.log.note(Level::Info, Some(&connection.id.to_string()), &text);
     }
 
-    fn ask_verify(&mut self, host: &mut Host, connection: &Connection, ticket: u16, ask: Ask) -> bool {
+    /// False when it cannot be asked.
+    pub(crate) fn ask_verify(
+        &mut self,
+        host: &mut Host,
+        connection: &Connection,
+        ticket: u16,
+        ask: Ask,
+    ) -> bool {
         let question = Question { id: connection.key.request(ticket), ask };
         !self.verify.is_congested() && self.verify.send(host, &question)
-    }
-
-    fn reply_now(&mut self, connection: &mut Connection) {
-        if !connection.dirty {
-            connection.dirty = true;
-            self.dirty.push(connection.key);
-        }
     }
 
     fn log_exceeded(&self, host: &mut Host, connection: &Connection, exceeded: &Exceeded) {

@@ -73,6 +73,18 @@ pub(crate) struct Verdict {
     pub(crate) otherwise: Option<Reply>,
 }
 
+impl Verdict {
+    /// What is to be said no with, at this stage. Behind RCPT somebody else may refuse it for good; at the
+    /// other stages nobody does.
+    pub(crate) fn refusal(&self, stage: Stage) -> Option<&Reply> {
+        match &self.decision {
+            Decision::Refuse(reply) => Some(reply),
+            _ if stage != Stage::Rcpt => self.otherwise.as_ref(),
+            _ => None,
+        }
+    }
+}
+
 /// What becomes of the command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Decision {

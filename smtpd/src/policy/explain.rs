@@ -19,7 +19,7 @@ use postern_smtp::server::Answer;
 use super::effects::Effects;
 use super::engine::{Decision, Evaluation, Heard, Need, Rules, Step, Verdict};
 use super::facts::Facts;
-use super::shell::{Dialogue, delegated};
+use super::shell::{Dialogue, delegated, protocol_state};
 use crate::connection::Key;
 use crate::refusal;
 use crate::worker::Worker;
@@ -240,17 +240,10 @@ impl Desk {
             let asked = match need {
                 Need::Client => return,
                 Need::Table(table, keys) => {
-                    let ask = smtpd_lookup::Ask::Table { table, keys };
-                    worker.lookup.send(host, &smtpd_lookup::Question { id, ask })
+                    worker.ask_lookup(host, id, smtpd_lookup::Ask::Table { table, keys })
                 }
                 Need::Server(server) => {
-                    let state = match stage {
-                        Stage::Client => "CONNECT",
-                        Stage::Helo => "EHLO",
-                        Stage::From => "MAIL",
-                        Stage::Rcpt => "RCPT",
-                        Stage::Data => "END-OF-MESSAGE",
-                    };
+                    let state = protocol_state(stage, true);
                     let instance = format!("explain.{id:x}");
                     let count = usize::from(stage == Stage::Data);
                     let dialogue = Dialogue { state, name: "ESMTP", count, size: 0, instance: &instance };
@@ -277,11 +270,7 @@ impl Desk {
     /// True when the next stage is to be tried at once.
     fn stage_over(&mut self, host: &mut Host, worker: &mut Worker, verdict: Verdict) -> bool {
         let stage = self.evaluation.stage;
-        let refusal = match (&verdict.decision, &verdict.otherwise) {
-            (Decision::Refuse(reply), _) => Some(reply.clone()),
-            (_, Some(reply)) if stage != Stage::Rcpt => Some(reply.clone()),
-            _ => None,
-        };
+        let refusal = verdict.refusal(stage).cloned();
         let words = match (&refusal, &verdict.decision) {
             (Some(reply), _) => reply.to_string(),
             (None, Decision::Accept) => "accept".to_owned(),
@@ -296,7 +285,7 @@ impl Desk {
         self.effects.add(verdict.effects);
         self.otherwise = verdict.otherwise;
         if stage == Stage::Rcpt {
-            self.ask_lookup(host, worker);
+            self.ask_recipient(host, worker);
             return false;
         }
         self.next_stage()
@@ -312,13 +301,12 @@ impl Desk {
         next.is_some()
     }
 
-    fn ask_lookup(&mut self, host: &mut Host, worker: &mut Worker) {
+    fn ask_recipient(&mut self, host: &mut Host, worker: &mut Worker) {
         self.at_recipient = true;
         let (client, recipient) = (self.request.client, self.request.to.clone());
         let authenticated = self.request.user.is_some();
         let ask = smtpd_lookup::Ask::Recipient(Incoming { client, authenticated, recipient });
-        let question = smtpd_lookup::Question { id: self.key.request(2), ask };
-        if !worker.lookup.send(host, &question) {
+        if !worker.ask_lookup(host, self.key.request(2), ask) {
             self.say(&Said::Refused("lookup cannot be asked: try again".into()));
             self.end();
         }

@@ -17,12 +17,12 @@ use postern_smtp::Reply;
 use postern_smtp::server::{Answer, Finished, Identity, Phase, Question};
 
 use super::effects::Effects;
-use super::engine::{Decision, Evaluation, Heard, Need, Rules, Step, Verdict};
+use super::engine::{Evaluation, Heard, Need, Rules, Step, Verdict};
 use super::facts::Facts;
 use crate::connection::{Connection, Content};
 use crate::message::Receipt;
 use crate::refusal;
-use crate::worker::{UNANSWERED_MAX, Worker};
+use crate::worker::Worker;
 
 /// The ticket of the question that no command asks: whether a whole message is to be taken.
 pub(crate) const CONTENT: u16 = u16::MAX;
@@ -295,7 +295,7 @@ impl Worker {
                 // It is on its way, or known; who is lost says so.
                 Need::Client => true,
                 Need::Table(table, keys) => self.ask_table(host, id, table, keys),
-                Need::Server(server) => self.ask_server(host, connection, id, server, &running),
+                Need::Server(server) => self.ask_server(host, connection, server, &running),
             };
             if said {
                 running.waits_for = Some(need);
@@ -312,18 +312,13 @@ impl Worker {
     }
 
     fn ask_table(&mut self, host: &mut Host, id: RequestId, table: &Table, keys: &[String]) -> bool {
-        let ask = smtpd_lookup::Ask::Table { table: table.clone(), keys: keys.to_vec() };
-        let said =
-            self.unanswered < UNANSWERED_MAX && self.lookup.send(host, &smtpd_lookup::Question { id, ask });
-        self.unanswered += usize::from(said);
-        said
+        self.ask_lookup(host, id, smtpd_lookup::Ask::Table { table: table.clone(), keys: keys.to_vec() })
     }
 
     fn ask_server(
         &mut self,
         host: &mut Host,
         connection: &Connection,
-        id: RequestId,
         server: &PolicyServer,
         running: &Running,
     ) -> bool {
@@ -332,7 +327,7 @@ impl Worker {
             attributes(facts, connection, beside, running)
         });
         let ask = smtpd_verify::Ask::Delegate { server: server.clone(), attributes };
-        !self.verify.is_congested() && self.verify.send(host, &smtpd_verify::Question { id, ask })
+        self.ask_verify(host, connection, running.ticket, ask)
     }
 
     /// The rules of a stage are through.
@@ -345,12 +340,7 @@ impl Worker {
     ) {
         self.log_deeds(host, connection, &running, &verdict);
         let stage = running.evaluation.stage;
-        let reply = match verdict.decision {
-            Decision::Refuse(reply) => Some(reply),
-            // Behind RCPT somebody else may refuse it for good; at the other stages nobody does.
-            _ if stage != Stage::Rcpt => verdict.otherwise.clone(),
-            _ => None,
-        };
+        let reply = verdict.refusal(stage).cloned();
         if stage == Stage::Data {
             return match reply {
                 Some(reply) => self.content_refused(host, connection, reply),
@@ -402,8 +392,7 @@ impl Worker {
         receipt: &Receipt,
     ) {
         if streamed {
-            self.writer.abort_stream(connection.key.request(0));
-            self.writing = self.writing.saturating_sub(1);
+            self.abort_stream(connection);
         }
         let id = receipt.id.to_string();
         let text = format!(
@@ -515,18 +504,23 @@ fn attributes(
         }
         _ => 0,
     };
-    let state = match running.evaluation.stage {
+    let state = protocol_state(running.evaluation.stage, extended);
+    // Postfix knows SMTP and ESMTP; TLS and login have attributes of their own.
+    let name = if extended { "ESMTP" } else { "SMTP" };
+    let instance = format!("{}.{}", connection.id, beside.transactions);
+    delegated(facts, &Dialogue { state, name, count, size, instance: &instance })
+}
+
+/// `protocol_state` of a client that says EHLO, or HELO.
+pub(crate) fn protocol_state(stage: Stage, extended: bool) -> &'static str {
+    match stage {
         Stage::Client => "CONNECT",
         Stage::Helo if extended => "EHLO",
         Stage::Helo => "HELO",
         Stage::From => "MAIL",
         Stage::Rcpt => "RCPT",
         Stage::Data => "END-OF-MESSAGE",
-    };
-    // Postfix knows SMTP and ESMTP; TLS and login have attributes of their own.
-    let name = if extended { "ESMTP" } else { "SMTP" };
-    let instance = format!("{}.{}", connection.id, beside.transactions);
-    delegated(facts, &Dialogue { state, name, count, size, instance: &instance })
+    }
 }
 
 /// What a policy server is told of the dialogue.

@@ -151,8 +151,7 @@ impl Smtpd {
         let mut connection = Connection::new(stream, tls, key, session, id, address, host.now());
         connection.output = out.wire;
         connection.beside = beside;
-        connection.dirty = true;
-        self.worker.dirty.push(key);
+        self.worker.flush_later(&mut connection);
         connection.guard = self.worker.abuse.guard(service, address);
         connection.session.set_strict(!connection.guard.is_exempt());
         let limits = &self.config.limits;
