@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use postern_ipc::queue_agent::{LmtpServer, MailboxKind, Nexthop, Outcome};
+use postern_address::Mailbox;
+use postern_event::Status;
+use postern_ipc::queue_agent::{Destination, LmtpServer, MailboxKind, Nexthop, Outcome, Report};
 use postern_ipc::queue_lookup::{Action as Route, Delivery};
+use postern_smtp::Reply;
 use postern_smtp::parameters::{ByMode, Notify};
 use postern_spool::{DoneStatus, Success};
 use proptest::prelude::*;
