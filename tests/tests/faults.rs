@@ -179,14 +179,18 @@ fn without_descriptors_it_waits_and_does_not_spin() {
     // It tries again ten times a second. A spin is thousands of times, also on a machine with other work.
     assert!(used < 20 && turns < 200, "{used} hundredths of a second, {turns} turns in two seconds");
     limit(4096);
+    are_greeted(clients, "descriptors are back");
+    let id = system.smtp().send("a@x.test", &["u@v.test"], &message("after")).unwrap();
+    system.finished(&id);
+}
+
+fn are_greeted(clients: Vec<TcpStream>, when: &str) {
     for client in clients {
         client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut greeting = String::new();
         BufReader::new(client).read_line(&mut greeting).unwrap();
-        assert!(greeting.starts_with("220 "), "{greeting:?}");
+        assert!(greeting.starts_with("220 "), "{when}: {greeting:?}");
     }
-    let id = system.smtp().send("a@x.test", &["u@v.test"], &message("after")).unwrap();
-    system.finished(&id);
 }
 
 /// Whatever accept(2) fails with, and for as long as it does: ten times a second is tried, not more, and then
@@ -206,12 +210,7 @@ fn accept_may_fail_as_it_likes() {
         let used = cpu(worker) - before;
         assert!(used < 15, "{error}: {used} hundredths of a second in half a second");
         drop(fault);
-        for client in clients {
-            client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-            let mut greeting = String::new();
-            BufReader::new(client).read_line(&mut greeting).unwrap();
-            assert!(greeting.starts_with("220 "), "{error}: {greeting:?}");
-        }
+        are_greeted(clients, error);
     }
 }
 
