@@ -82,14 +82,14 @@ impl Session {
                     self.end("improper command pipelining", out);
                     return input.len();
                 }
+                // A chunk's octets are to be passed over all the same.
+                let open = matches!(parsed, Ok(Command::Bdat { .. } | Command::Quit));
                 match parsed {
-                    Ok(Command::Bdat { size, last }) => self.bdat(size, last, out),
                     Err(refused) if refused.verb == "BDAT" => {
                         self.reject("BDAT", refused.reply, None, None, out);
                         self.end("chunk of unknown size", out);
                     }
-                    Ok(Command::Quit) => self.quit(out),
-                    _ if matches!(self.stage, Stage::Barred) => {
+                    _ if matches!(self.stage, Stage::Barred) && !open => {
                         self.misplaced("UNKNOWN", "Error: access denied", out);
                     }
                     Ok(command) => self.obey(command, out),
@@ -183,7 +183,10 @@ impl Session {
             Command::Xclient(_) => self.not_offered("XCLIENT", out),
             Command::Xforward(_) => self.not_offered("XFORWARD", out),
             Command::Help => self.write(&help::text(&self.settings, self.extra), out),
-            Command::Quit => self.quit(out),
+            Command::Quit => {
+                self.say(221, (2, 0, 0), "Bye", out);
+                self.end("quit", out);
+            }
         }
     }
 
@@ -203,11 +206,6 @@ impl Session {
             return self.refuse(verb, reply, None, None, out);
         }
         self.ask(question(name.into()), Pending::Word { verb, utf8 }, out);
-    }
-
-    fn quit(&mut self, out: &mut Output) {
-        self.say(221, (2, 0, 0), "Bye", out);
-        self.end("quit", out);
     }
 
     fn not_offered(&mut self, verb: &'static str, out: &mut Output) {
