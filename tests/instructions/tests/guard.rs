@@ -1,9 +1,12 @@
 //! The pure cores cost what they cost before: instructions, counted by callgrind, against `figures.txt`. Where
 //! a change is meant, `POSTERN_COUNT=write` writes new figures.
+//!
+//! What is counted is built for it, with the profile `counted`: in an ordinary debug build a core's instructions
+//! depend on which other crate happened to need the same generic function.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use postern_tests::have;
@@ -20,55 +23,54 @@ fn no_core_got_dearer() {
     if !have(&["valgrind"]) {
         return;
     }
-    let build = build();
-    let counted: BTreeMap<String, u64> = CORES
+    let program = built();
+    let counted: BTreeMap<&str, u64> = CORES
         .iter()
-        .map(|(core, few, many)| {
-            let between = instructions(core, *many) - instructions(core, *few);
-            ((*core).to_owned(), between / u64::from(many - few))
+        .map(|&(core, few, many)| {
+            let between = instructions(&program, core, many) - instructions(&program, core, few);
+            (core, between / u64::from(many - few))
         })
         .collect();
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("figures.txt");
-    // Of each kind of build: a line that names it, then its figures.
-    let mut figures: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
-    let mut of = String::new();
-    for line in std::fs::read_to_string(&path).unwrap().lines() {
-        match line.strip_prefix("= ") {
-            Some(build) => of = build.to_owned(),
-            None => {
-                let (core, figure) = line.split_once(' ').unwrap();
-                figures.entry(of.clone()).or_default().insert(core.to_owned(), figure.parse().unwrap());
-            }
-        }
-    }
     if std::env::var("POSTERN_COUNT").is_ok_and(|word| word == "write") {
-        figures.insert(build, counted);
-        let core = |(core, count): (&String, &u64)| format!("{core} {count}\n");
-        let text = |(build, counted): (&String, &BTreeMap<String, u64>)| {
-            format!("= {build}\n{}", counted.iter().map(core).collect::<String>())
-        };
-        std::fs::write(&path, figures.iter().map(text).collect::<String>()).unwrap();
+        let lines: String = counted.iter().map(|(core, count)| format!("{core} {count}\n")).collect();
+        std::fs::write(&path, format!("{}\n{lines}", compiler())).unwrap();
         return;
     }
-    let Some(figures) = figures.get(&build) else {
+    let figures = std::fs::read_to_string(&path).unwrap();
+    let (of, figures) = figures.split_once('\n').unwrap();
+    if of != compiler() {
         // Another compiler, other instructions: there is nothing to compare with.
-        eprintln!("NOT COMPARED: there are no figures of {build}: {counted:?}");
+        eprintln!("NOT COMPARED: the figures are of {of}: {counted:?}");
         return;
+    }
+    let dearer = |line: &&str| {
+        let (core, figure) = line.split_once(' ').unwrap();
+        counted[core] as f64 > figure.parse::<f64>().unwrap() * (1.0 + TOLERANCE)
     };
-    let dearer =
-        |(core, figure): &(&String, &u64)| counted[*core] as f64 > **figure as f64 * (1.0 + TOLERANCE);
-    let wrong: Vec<_> = figures.iter().filter(dearer).collect();
+    let wrong: Vec<&str> = figures.lines().filter(dearer).collect();
     assert!(
         wrong.is_empty(),
         "{wrong:?} are {counted:?} now. Where that is meant: POSTERN_COUNT=write cargo test -p postern-instructions"
     );
 }
 
+/// The program with the cores, as it is counted.
+fn built() -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let mut cargo = Command::new(std::env::var("CARGO").unwrap_or("cargo".into()));
+    cargo.args(["build", "--quiet", "--locked", "--profile", "counted", "--package", "postern-instructions"]);
+    cargo.arg("--manifest-path").arg(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+    cargo.arg("--target-dir").arg(target);
+    assert!(cargo.status().unwrap().success());
+    target.join("counted/postern-instructions")
+}
+
 /// What a run executes, that of its start included.
-fn instructions(core: &str, times: u32) -> u64 {
+fn instructions(program: &Path, core: &str, times: u32) -> u64 {
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
-    command.arg(env!("CARGO_BIN_EXE_postern-instructions")).args([core, &times.to_string()]);
+    command.arg(program).args([core, &times.to_string()]);
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{core}: {said}");
@@ -76,12 +78,8 @@ fn instructions(core: &str, times: u32) -> u64 {
     collected.unwrap_or_else(|| panic!("{core}: {said}")).trim().parse().unwrap()
 }
 
-/// The compiler, and how it was called: an incremental build is cut into other pieces, and inlines less.
-fn build() -> String {
+fn compiler() -> String {
     let rustc = std::env::var("RUSTC").unwrap_or("rustc".into());
     let output = Command::new(rustc).arg("--version").output().unwrap();
-    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
-    let whole = std::env::var("CARGO_INCREMENTAL").is_ok_and(|value| value == "0");
-    let incremental = if whole { "" } else { " incremental" };
-    format!("{} {profile}{incremental}", String::from_utf8_lossy(&output.stdout).trim())
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
