@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mio::Token;
 use mio::net::{TcpListener, TcpStream};
-use mio::{Interest, Token};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use postern_config::Listen;
@@ -48,14 +48,15 @@ impl Listener {
         listen: Listen,
         settings: Arc<Settings>,
     ) -> io::Result<Self> {
-        // Accepted sockets inherit it, which saves a call for each. Replies are gathered by us, so the
-        // kernel's own gathering could only delay them. A socket that cannot is as good.
+        // Accepted sockets inherit it, which saves a call for each. Replies are written once a turn: a second
+        // one must not wait for the client's acknowledgement of the first. A socket that refuses is slower,
+        // and that is all.
         let _ = setsockopt(&socket, sockopt::TcpNoDelay, &true);
         let socket = std::net::TcpListener::from(socket);
         socket.set_nonblocking(true)?;
-        let mut socket = TcpListener::from_std(socket);
+        let socket = TcpListener::from_std(socket);
         let token = host.token();
-        host.registry().register(&mut socket, token, Interest::READABLE)?;
+        host.watch_shared(&socket, token)?;
         Ok(Self { socket, token, listen, settings, ready: true, rest_until: None, told: None })
     }
 
@@ -73,12 +74,7 @@ impl Listener {
         for _ in 0..LOST_MAX {
             match self.socket.accept() {
                 // A dual-stack listener shows IPv4 clients as ::ffff:a.b.c.d.
-                Ok((stream, from)) => {
-                    // Replies are written once a turn: a second one must not wait for the client's
-                    // acknowledgement of the first. A socket that refuses is slower, and that is all.
-                    let _ = stream.set_nodelay(true);
-                    return Some((stream, from.ip().to_canonical()));
-                }
+                Ok((stream, from)) => return Some((stream, from.ip().to_canonical())),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.ready = false;
                     return None;
@@ -96,9 +92,8 @@ impl Listener {
 
     /// Stops listening. Other workers have the same socket open, so closing our descriptor alone would
     /// leave its events with us.
-    pub(crate) fn close(mut self, host: &Host) {
-        // Not registered is what we want.
-        let _ = host.registry().deregister(&mut self.socket);
+    pub(crate) fn close(self, host: &Host) {
+        host.unwatch(&self.socket);
     }
 
     /// When to call [`Listener::accept`] without being told to.

@@ -59,7 +59,7 @@ pub const KEYS: &[Key] = &[
     key("[tls]", "key", "required"),
     key("[dns]", "servers", "[]"),
     key("[auth]", "users", "none"),
-    key("[smtp]", "workers", "one per core, at most 64"),
+    key("[smtp]", "workers", "one for two cores, at most 64"),
     key("[smtp]", "message-size", "\"50 MiB\""),
     key("[smtp]", "recipients", "1000"),
     key("[smtp]", "recipient-domains", "none"),

@@ -44,6 +44,7 @@ pub use parts::{
     AuthPart, KeysPart, LmtpPart, LocalPart, LookupPart, QueuePart, RemotePart, ResolverPart, SmtpdPart,
     VerifyPart,
 };
+pub use read::default_workers;
 pub use rules::{
     AddressPattern, Condition, HeaderPattern, NamePattern, PolicyServer, Rule, RuleAction, RuleReply, Stage,
     TableKey, Test,

@@ -390,7 +390,9 @@ fn shown(pattern: &RoutePattern) -> String {
     }
 }
 
-/// One worker a core: the loop of one worker fills one core (64 fill any network).
-pub(crate) fn default_workers() -> u16 {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(64) as u16)
+/// One worker for two cores: its loop fills one, and what its messages cost behind it, in the threads that write
+/// and in the programs that deliver, the other. More workers also mean more files in the spool for the same
+/// messages: those of one worker share theirs.
+pub fn default_workers() -> u16 {
+    std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 64) as u16)
 }

@@ -250,7 +250,7 @@ pub struct Tls {
 /// `[smtp]`: what one smtpd worker takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SmtpLimits {
-    /// `workers`, default the number of cores, at most 64.
+    /// `workers`, default one for two cores, at most 64.
     pub workers: u16,
     /// `message-size`, octets, default 50 MiB (SIZE, RFC 1870).
     pub message_size: u64,

@@ -1,11 +1,12 @@
 //! What the skeleton offers a program while it runs.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token, Waker};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use postern_event::{Event, Level, Log};
 use postern_ipc::Peer;
 use postern_spool::Timestamp;
@@ -85,6 +86,15 @@ impl Host {
     pub fn watch(&self, descriptor: &impl AsRawFd, token: Token) -> std::io::Result<()> {
         let both = Interest::READABLE | Interest::WRITABLE;
         self.registry.register(&mut SourceFd(&descriptor.as_raw_fd()), token, both)
+    }
+
+    /// Watches a socket that other processes watch too, for reading, edge-triggered: what comes wakes one of them
+    /// that has nothing to do, and not all.
+    pub fn watch_shared(&self, descriptor: impl AsFd, token: Token) -> std::io::Result<()> {
+        // mio has no word for it, so its epoll is told directly; its tokens are epoll's data.
+        let epoll = Epoll(self.registry.as_fd().try_clone_to_owned()?);
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET | EpollFlags::EPOLLEXCLUSIVE;
+        Ok(epoll.add(descriptor, EpollEvent::new(flags, token.0 as u64))?)
     }
 
     /// Stops watching. (Closing a descriptor does so too, when no copy of it is open.)

@@ -37,6 +37,8 @@ impl Postern {
             .at(ADDRESS)
             // Clients are not limited, as with the others: they all have one address here.
             .set("limits", "sessions", "0")
+            // As it is without being told; tests have two.
+            .set("smtp", "workers", &postern_config::default_workers().to_string())
             .route("relay.test", &via("smtp", beside::SINK))
             .route("far.test", &via("smtp", beside::FAR))
             .route("flaky.test", &via("smtp", beside::FLAKY))
