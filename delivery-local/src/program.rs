@@ -144,6 +144,10 @@ impl Program for Local {
         [reaping, self.pool.deadline()].into_iter().flatten().min()
     }
 
+    fn flush(&mut self, host: &mut Host) {
+        self.queue.flush(host);
+    }
+
     fn prepare(&mut self, _host: &mut Host, config: &LocalPart) -> Result<(), String> {
         let moved = |old: &Option<PathBuf>, new: &Option<PathBuf>| new.is_some() && old != new;
         if moved(&self.config.virtual_base, &config.virtual_base)

@@ -127,7 +127,10 @@ impl Worker {
             let outcome = self.deliver(&mut jobs);
             let whole = |job: &Job| job.results.len() == job.deliver.recipients.len();
             for job in jobs.into_iter().filter(whole) {
-                self.link.send(&FromWorker::Done { serial: job.deliver.serial, results: job.results })?;
+                self.link.say(
+                    &FromWorker::Done { serial: job.deliver.serial, results: job.results },
+                    Vec::new(),
+                )?;
             }
             if outcome.is_err() || matches!(self.desk, Desk::Closed(_)) {
                 self.link.send(&FromWorker::Leaving)?;

@@ -151,6 +151,11 @@ impl Agent {
         if self.again.is_empty() { self.soonest } else { Some(host.now()) }
     }
 
+    pub(crate) fn flush(&mut self, host: &mut Host) {
+        self.queue.flush(host);
+        self.resolver.flush(host);
+    }
+
     pub(crate) fn reload(&mut self, host: &mut Host, settings: Settings) {
         if settings.delivery.jobs != self.settings.delivery.jobs {
             host.note(

@@ -63,6 +63,10 @@ impl<K: Kind> Program for Courier<K> {
         self.agent.turn(host)
     }
 
+    fn flush(&mut self, host: &mut Host) {
+        self.agent.flush(host);
+    }
+
     fn reload(&mut self, host: &mut Host, config: K::Config) {
         self.agent.reload(host, K::settings(config));
     }

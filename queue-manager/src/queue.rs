@@ -177,6 +177,11 @@ impl Program for QueueManager {
         if busy { Some(host.now()) } else { self.deadline(host) }
     }
 
+    fn flush(&mut self, host: &mut Host) {
+        self.lookup.flush(host);
+        self.agents.iter_mut().for_each(|agent| agent.flush(host));
+    }
+
     fn reload(&mut self, host: &mut Host, config: QueuePart) {
         self.scheduler.set_limits(Limits::from((&config.limits, config.connections)));
         self.config = config;

@@ -150,9 +150,15 @@ impl Program for Smtpd {
         self.explanations.pass(host.now(), false);
         self.count_sessions(host);
         self.wind_up(host);
-        self.flush(host);
+        self.reply();
         self.reap(host);
         self.next(host)
+    }
+
+    fn flush(&mut self, host: &mut Host) {
+        self.worker.lookup.flush(host);
+        self.worker.verify.flush(host);
+        self.auth.flush(host);
     }
 
     fn prepare(&mut self, _host: &mut Host, config: &SmtpdPart) -> Result<(), String> {
@@ -380,7 +386,8 @@ impl Smtpd {
         }
     }
 
-    fn flush(&mut self, _host: &mut Host) {
+    /// Writes what was said to clients in this turn.
+    fn reply(&mut self) {
         for key in std::mem::take(&mut self.worker.dirty) {
             if let Some(connection) = living(&mut self.connections, key) {
                 self.worker.flush(connection);

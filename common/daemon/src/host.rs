@@ -28,6 +28,8 @@ pub struct Host {
     pub(crate) now: Instant,
     pub(crate) wall: Timestamp,
     pub(crate) finished: bool,
+    /// Another turn is due, whatever the kernel has to tell: a neighbour was lost.
+    pub(crate) again: bool,
     next_token: usize,
 }
 
@@ -36,7 +38,18 @@ impl Host {
     /// callbacks make their own.
     pub fn new(me: Peer, log: Log, rooted: bool, registry: Registry, waker: Arc<Waker>) -> Self {
         let (now, wall) = (Instant::now(), Timestamp::now());
-        Self { me, log, rooted, registry, waker, now, wall, finished: false, next_token: FIRST_TOKEN }
+        Self {
+            me,
+            log,
+            rooted,
+            registry,
+            waker,
+            now,
+            wall,
+            finished: false,
+            again: false,
+            next_token: FIRST_TOKEN,
+        }
     }
 
     /// A turn of the loop begins: takes the time for it. For whoever turns the loop.

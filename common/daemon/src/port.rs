@@ -49,8 +49,8 @@ impl<Out: Serialize, In: DeserializeOwned> Port<Out, In> {
         }
     }
 
-    /// Says something. False when nobody is there or it could not be said: answer 4xx, or keep the
-    /// request until [`crate::Program::linked`].
+    /// Says something; it leaves at the end of the turn, with what else is said in it. False when nobody is there
+    /// or it could not be said: answer 4xx, or keep the request until [`crate::Program::linked`].
     #[must_use]
     pub fn send(&mut self, host: &mut Host, value: &Out) -> bool {
         self.send_with(host, value, Vec::new())
@@ -60,7 +60,7 @@ impl<Out: Serialize, In: DeserializeOwned> Port<Out, In> {
     #[must_use]
     pub fn send_with(&mut self, host: &mut Host, value: &Out, descriptors: Vec<OwnedFd>) -> bool {
         let Some(link) = &mut self.link else { return false };
-        match link.send_with(value, descriptors) {
+        match link.say(value, descriptors) {
             Ok(()) => true,
             // The value does not fit a frame; the link is as good as before.
             Err(LinkError::Frame(error)) => {
@@ -85,7 +85,7 @@ impl<Out: Serialize, In: DeserializeOwned> Port<Out, In> {
         }
     }
 
-    /// Sends what waits. Call it on every event of the port's token.
+    /// Sends what waits. Call it on every event of the port's token, and in [`crate::Program::flush`].
     pub fn flush(&mut self, host: &mut Host) {
         if let Some(Err(error)) = self.link.as_mut().map(Link::flush) {
             self.lose(host, &error);
@@ -112,6 +112,7 @@ impl<Out: Serialize, In: DeserializeOwned> Port<Out, In> {
             host.unwatch(&link);
         }
         self.lost = true;
+        host.again = true;
         // A neighbour that ended is master's to tell, once; here it would be told by every neighbour.
         if !matches!(why, LinkError::Closed) {
             host.emit(&Event::LinkLost { peer: &self.peer.to_string(), why: &why.to_string() });

@@ -56,6 +56,11 @@ impl<Out: Serialize, In: DeserializeOwned> Ports<Out, In> {
         self.ports.get_mut(place).is_some_and(|port| port.send(host, answer))
     }
 
+    /// Sends what was said in this turn.
+    pub fn flush(&mut self, host: &mut Host) {
+        self.ports.iter_mut().for_each(|port| port.flush(host));
+    }
+
     /// Somebody is there.
     pub fn is_connected(&self, place: usize) -> bool {
         self.ports.get(place).is_some_and(Port::is_connected)

@@ -68,6 +68,9 @@ pub trait Program: Sized {
     /// deadline.
     fn turn(&mut self, host: &mut Host) -> Option<Instant>;
 
+    /// Sends what was said in this turn: flushes every port.
+    fn flush(&mut self, host: &mut Host);
+
     /// Whether a new configuration can be taken without a restart; the reason if not.
     fn prepare(&mut self, host: &mut Host, config: &Self::Config) -> Result<(), String> {
         let _ = (host, config);
@@ -218,6 +221,7 @@ fn turn_until_stopped<P: Program>(
     control.send(&FromChild::Ready)?;
     loop {
         let deadline = program.turn(&mut host);
+        program.flush(&mut host);
         if host.log.take_broken() {
             control.send(&FromChild::LogBroken)?;
         }
@@ -225,6 +229,7 @@ fn turn_until_stopped<P: Program>(
         if host.finished {
             return Ok(());
         }
+        let deadline = if std::mem::take(&mut host.again) { Some(host.now()) } else { deadline };
         let patience = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         match poll.poll(&mut events, patience.map(round_up)) {
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}

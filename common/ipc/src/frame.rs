@@ -1,4 +1,4 @@
-//! Frames: a version byte and one bincode value. The only place that knows bincode.
+//! Frames: a version byte and one bincode value, or several of them. The only place that knows bincode.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,6 +35,24 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
     encode_limited::<T, MAX_FRAME>(value)
 }
 
+/// Adds a value to a frame that [`encode`] made, unless the frame would be longer than `most` octets.
+pub(crate) fn append<T: Serialize>(frame: &mut Vec<u8>, value: &T, most: usize) -> Result<bool, FrameError> {
+    let before = frame.len();
+    let written = write::<T, MAX_FRAME>(frame, value);
+    let fits = frame.len() <= most;
+    if written.is_err() || !fits {
+        frame.truncate(before);
+    }
+    written.map(|()| fits)
+}
+
+/// Decodes the first value of a frame, or of what [`decode_next`] left of it, and says where the next begins.
+pub(crate) fn decode_next<T: DeserializeOwned>(frame: &[u8], at: usize) -> Result<(T, usize), FrameError> {
+    let at = if at == 0 { body(frame)? } else { at };
+    let (value, used) = decode_value::<T, MAX_FRAME>(frame.get(at..).unwrap_or_default())?;
+    Ok((value, at + used))
+}
+
 /// Decodes a frame, which must be the whole of `bytes`.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
     decode_limited::<T, MAX_FRAME>(bytes)
@@ -52,28 +70,42 @@ pub fn decode_config<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError>
 
 fn encode_limited<T: Serialize, const LIMIT: usize>(value: &T) -> Result<Vec<u8>, FrameError> {
     let mut bytes = vec![VERSION];
-    let config = config::<LIMIT>();
-    bincode::serde::encode_into_std_write(value, &mut bytes, config)
+    write::<T, LIMIT>(&mut bytes, value)?;
+    Ok(bytes)
+}
+
+fn write<T: Serialize, const LIMIT: usize>(bytes: &mut Vec<u8>, value: &T) -> Result<(), FrameError> {
+    let before = bytes.len();
+    bincode::serde::encode_into_std_write(value, bytes, config::<LIMIT>())
         .map_err(|e| FrameError::Malformed(e.to_string()))?;
     // bincode applies its limit to decoding only.
-    if bytes.len() > LIMIT { Err(FrameError::TooLong(bytes.len())) } else { Ok(bytes) }
+    let alone = 1 + bytes.len() - before;
+    if alone > LIMIT { Err(FrameError::TooLong(alone)) } else { Ok(()) }
 }
 
 fn decode_limited<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, FrameError> {
-    let (version, body) = match bytes.split_first() {
-        Some((&VERSION, body)) => (VERSION, body),
-        other => return Err(FrameError::Version(other.map(|(v, _)| *v))),
-    };
-    debug_assert_eq!(version, VERSION);
+    let body = &bytes[body(bytes)?..];
     if bytes.len() > LIMIT {
         return Err(FrameError::TooLong(bytes.len()));
     }
-    let (value, used) = bincode::serde::decode_from_slice(body, config::<LIMIT>())
-        .map_err(|e| FrameError::Malformed(e.to_string()))?;
+    let (value, used) = decode_value::<T, LIMIT>(body)?;
     if used != body.len() {
         return Err(FrameError::Malformed(format!("{} octets behind the value", body.len() - used)));
     }
     Ok(value)
+}
+
+/// Where the values of a frame begin, if it is of our version.
+fn body(frame: &[u8]) -> Result<usize, FrameError> {
+    match frame.first() {
+        Some(&VERSION) => Ok(1),
+        other => Err(FrameError::Version(other.copied())),
+    }
+}
+
+fn decode_value<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<(T, usize), FrameError> {
+    bincode::serde::decode_from_slice(bytes, config::<LIMIT>())
+        .map_err(|e| FrameError::Malformed(e.to_string()))
 }
 
 #[cfg(test)]

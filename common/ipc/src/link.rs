@@ -19,6 +19,9 @@ pub type RequestId = u64;
 /// Frames waiting because the peer is slow; past this the sender should ask for nothing more.
 const CONGESTED_AT: usize = 64;
 
+/// What is said together travels in frames of up to so many octets; whatever is longer has one of its own.
+const TOGETHER: usize = 32 * 1024;
+
 /// One end of a conversation: `Out` is said here, `In` is heard. Non-blocking; register it with the event
 /// loop by its descriptor for reading, and for writing while [`Link::wants_write`].
 #[derive(Debug)]
@@ -26,6 +29,9 @@ pub struct Link<Out, In> {
     socket: OwnedFd,
     waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     buffer: Box<[u8]>,
+    /// The frame in it has values from the first to the second place that were not heard yet.
+    heard: usize,
+    length: usize,
     spoken: PhantomData<fn(Out) -> In>,
 }
 
@@ -46,7 +52,8 @@ pub enum LinkError {
 impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
     /// Takes over a connected `SOCK_SEQPACKET` socket.
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket, waiting: VecDeque::new(), buffer: vec![0; MAX_FRAME].into(), spoken: PhantomData }
+        let buffer = vec![0; MAX_FRAME].into();
+        Self { socket, waiting: VecDeque::new(), buffer, heard: 0, length: 0, spoken: PhantomData }
     }
 
     /// Sends a value, or keeps it in order until the peer has room.
@@ -56,9 +63,25 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
 
     /// Sends a value with descriptors beside it.
     pub fn send_with(&mut self, value: &Out, descriptors: Vec<OwnedFd>) -> Result<(), LinkError> {
+        self.say(value, descriptors)?;
+        self.flush()
+    }
+
+    /// Says a value that leaves with the next [`Link::flush`], together with others: one frame, and one turn of
+    /// the peer's, for all of them. Descriptors stand beside a frame of their own.
+    pub fn say(&mut self, value: &Out, descriptors: Vec<OwnedFd>) -> Result<(), LinkError> {
+        if let Some((packet, beside)) = self.waiting.back_mut()
+            && beside.is_empty()
+            && descriptors.is_empty()
+            && frame::append(packet, value, TOGETHER)?
+        {
+            return Ok(());
+        }
         let packet = frame::encode(value)?;
+        // What is before it is full.
+        self.flush()?;
         self.waiting.push_back((packet, descriptors));
-        if self.waiting.len() == 1 { self.flush() } else { Ok(()) }
+        Ok(())
     }
 
     /// Sends what waits, as far as the peer has room. Call it when the socket is writable.
@@ -78,22 +101,25 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
     /// The next value heard and its descriptors; none when there is nothing to hear now. Call it until
     /// none: event loops are edge-triggered.
     pub fn receive(&mut self) -> Result<Option<(In, Vec<OwnedFd>)>, LinkError> {
-        loop {
+        let mut beside = Vec::new();
+        while self.heard == self.length {
             match postern_sys::receive(self.socket.as_fd(), &mut self.buffer) {
                 Ok((0, _)) => return Err(LinkError::Closed),
-                Ok((length, descriptors)) => {
-                    return Ok(Some((frame::decode(&self.buffer[..length])?, descriptors)));
-                }
+                Ok((length, descriptors)) => (self.heard, self.length, beside) = (0, length, descriptors),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(closed_or(e)),
             }
         }
+        let (value, heard) = frame::decode_next(&self.buffer[..self.length], self.heard)?;
+        self.heard = heard;
+        Ok(Some((value, beside)))
     }
 
-    /// Gives the socket back, to be passed to another program; refused while something waits for the peer.
+    /// Gives the socket back, to be passed to another program; refused while something waits for the peer, or
+    /// was said by it and is not heard.
     pub fn into_socket(self) -> Result<OwnedFd, LinkError> {
-        if self.wants_write() {
+        if self.wants_write() || self.heard < self.length {
             return Err(LinkError::Io(io::ErrorKind::WouldBlock.into()));
         }
         Ok(self.socket)
@@ -200,6 +226,46 @@ mod tests {
         assert!(b.receive().unwrap().is_none());
         drop(a);
         assert!(matches!(b.receive(), Err(LinkError::Closed)));
+    }
+
+    #[test]
+    fn what_is_said_together_is_one_packet() {
+        let (a, b) = blocking::pair().unwrap();
+        let (mut a, mut b) = (Link::<String, ()>::new(a), Link::<(), String>::new(b));
+        let words: Vec<String> = (0..2000).map(|n| "x".repeat(n % 100)).collect();
+        words.iter().for_each(|word| a.say(word, Vec::new()).unwrap());
+        a.flush().unwrap();
+        let mut packets = 0;
+        for word in &words {
+            packets += usize::from(b.heard == b.length);
+            assert_eq!(b.receive().unwrap().unwrap().0, *word);
+        }
+        assert_eq!(packets, 4);
+        assert!(b.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn descriptors_stay_with_their_value() {
+        let (a, b) = blocking::pair().unwrap();
+        let (mut a, mut b) = (Link::<u8, ()>::new(a), Link::<(), u8>::new(b));
+        for n in 0..6u8 {
+            let descriptors = (0..n % 2).map(|_| a.as_fd().try_clone_to_owned().unwrap());
+            a.say(&n, descriptors.collect()).unwrap();
+        }
+        a.flush().unwrap();
+        for n in 0..6u8 {
+            let (value, descriptors) = b.receive().unwrap().unwrap();
+            assert_eq!((value, descriptors.len()), (n, usize::from(n % 2)));
+        }
+    }
+
+    #[test]
+    fn a_bad_frame_behind_a_good_one_is_an_error() {
+        let (a, b) = blocking::pair().unwrap();
+        postern_sys::send(a.as_fd(), &[1, 1, b'x', 200], &[]).unwrap();
+        let mut b = Link::<(), String>::new(b);
+        assert_eq!(b.receive().unwrap().unwrap().0, "x");
+        assert!(matches!(b.receive(), Err(LinkError::Frame(_))));
     }
 
     #[test]

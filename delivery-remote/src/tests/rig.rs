@@ -71,6 +71,7 @@ impl Rig {
     /// One turn of the event loop.
     pub(super) fn turn(&mut self) {
         let deadline = self.agent.turn(&mut self.host);
+        self.agent.flush(&mut self.host);
         while let Ok(Some((message, _))) = self.queue.receive() {
             self.heard.push(message);
         }

@@ -153,6 +153,10 @@ impl Program for Auth {
         None
     }
 
+    fn flush(&mut self, host: &mut Host) {
+        self.askers.flush(host);
+    }
+
     fn reload(&mut self, host: &mut Host, config: AuthPart) {
         if self.path != config.users {
             (self.path, self.users) = (config.users, None);

@@ -63,6 +63,7 @@ impl Rig {
                 }
             }
             let _ = self.program.turn(&mut self.host);
+            self.program.flush(&mut self.host);
             while let Some((answer, _)) = self.smtpd.receive().unwrap() {
                 answers.push(answer);
             }

@@ -104,6 +104,10 @@ impl Program for Keys {
         None
     }
 
+    fn flush(&mut self, host: &mut Host) {
+        self.askers.flush(host);
+    }
+
     /// A renewed certificate, and perhaps another key: looked at now, so that a reload with files that do not
     /// belong together is refused and the old ones stay.
     fn prepare_with(

@@ -135,6 +135,11 @@ impl Program for Lookup {
         None
     }
 
+    fn flush(&mut self, host: &mut Host) {
+        self.workers.flush(host);
+        self.queue.flush(host);
+    }
+
     fn prepare(&mut self, _host: &mut Host, config: &LookupPart) -> Result<(), String> {
         let beyond = |file: &&PathBuf| !self.readable.iter().any(|directory| file.starts_with(directory));
         match table_files(config).iter().find(beyond) {

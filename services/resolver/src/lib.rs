@@ -135,6 +135,12 @@ impl Program for Resolver {
         None
     }
 
+    fn flush(&mut self, host: &mut Host) {
+        for n in 0..self.ports.len() {
+            self.port(n, |port| port.flush(host));
+        }
+    }
+
     fn reload(&mut self, host: &mut Host, config: ResolverPart) {
         match servers(&config) {
             Ok(servers) => {

@@ -282,6 +282,7 @@ impl Rig {
             self.program.ready(&mut self.host, event.token(), event);
         }
         let _ = self.program.turn(&mut self.host);
+        self.program.flush(&mut self.host);
     }
 
     fn hear(&mut self, link: &mut Link<Question, Answer>, count: usize) -> Vec<Answer> {

@@ -169,6 +169,11 @@ impl Program for Verify {
         [self.naming.deadline(), self.listing.deadline(), self.policy.deadline()].into_iter().flatten().min()
     }
 
+    fn flush(&mut self, host: &mut Host) {
+        self.resolver.flush(host);
+        self.askers.flush(host);
+    }
+
     fn prepare(&mut self, _host: &mut Host, config: &VerifyPart) -> Result<(), String> {
         match config.servers.iter().find(|server| !self.reachable.contains(server)) {
             Some(server) => Err(format!("the sandbox does not let verify reach {server}: restart Postern")),

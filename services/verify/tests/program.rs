@@ -85,6 +85,7 @@ impl Rig {
             self.program.ready(&mut self.host, event.token(), event);
         }
         let _ = self.program.turn(&mut self.host);
+        self.program.flush(&mut self.host);
     }
 
     fn question(&mut self) -> resolve::Question {
