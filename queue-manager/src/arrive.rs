@@ -53,7 +53,7 @@ impl QueueManager {
         if self.recovery.is_some() {
             self.taken.insert(file);
         }
-        let opened = self.store.fresh(file).map(|opened| {
+        let opened = self.store.get(file).map(|opened| {
             let messages = intake::read(opened);
             let seen = opened.messages().iter().map(|stored| {
                 let envelope = &stored.envelope;

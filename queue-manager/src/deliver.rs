@@ -107,7 +107,7 @@ impl QueueManager {
     fn load(&mut self, host: &mut Host, id: QueueId) {
         let Some(place) = self.scheduler.place(id) else { return };
         let unwritten = self.store.unwritten(place.file).to_vec();
-        let loaded = self.store.fresh(place.file).and_then(|file| {
+        let loaded = self.store.get(place.file).and_then(|file| {
             let stored = file.messages().get(usize::from(place.number));
             let stored = stored.ok_or_else(|| ReadError::Corrupt("no such message".into()))?;
             Ok(Replay::new(file.log().iter().chain(&unwritten), place.number, stored).loaded(stored))
@@ -300,7 +300,7 @@ impl QueueManager {
         if self.store.is_shared(place.file) {
             // The file stays: what an operator removed, or could not be recorded before, must be in its log.
             let unwritten = self.store.unwritten(place.file).to_vec();
-            let left = self.store.fresh(place.file).map(|file| {
+            let left = self.store.get(place.file).map(|file| {
                 let stored = file.messages().get(usize::from(place.number));
                 stored.map(|stored| {
                     let log = file.log().iter().chain(&unwritten);

@@ -162,7 +162,7 @@ fn summary(
     standing: Standing,
 ) -> Result<(MessageSummary, Replay), ReadError> {
     let unwritten = store.unwritten(place.file).to_vec();
-    let file = store.fresh(place.file)?;
+    let file = store.get(place.file)?;
     let stored = stored(file.messages(), place)?;
     let replay = Replay::new(file.log().iter().chain(&unwritten), place.number, stored);
     let why = |n: u32| replay.why(n).map(|why| why.chars().take(REASON_MAX).collect());

@@ -90,7 +90,7 @@ impl Store {
         self.files.insert(file, messages);
     }
 
-    /// A file, opened if need be. Its log is as it stood when it was opened: see [`Store::fresh`].
+    /// A file, opened if need be. Nobody else writes to its log.
     pub fn get(&mut self, file: QueueId) -> Result<&mut SpoolFile, ReadError> {
         if !self.open.contains_key(&file) {
             let opened = SpoolFile::open(self.cur.as_fd(), &file.to_string())?;
@@ -103,12 +103,6 @@ impl Store {
             self.open.insert(file, opened);
         }
         self.open.get_mut(&file).ok_or_else(|| ReadError::Io(io::ErrorKind::NotFound.into()))
-    }
-
-    /// A file with its log as it stands now.
-    pub fn fresh(&mut self, file: QueueId) -> Result<&mut SpoolFile, ReadError> {
-        self.close(file);
-        self.get(file)
     }
 
     /// Appends to the log of a file. After an error the records are in [`Store::unwritten`].
@@ -305,7 +299,7 @@ mod tests {
         assert!(store.is_dirty());
         std::fs::rename(&away, &path).unwrap();
         store.append(file, &[record(later(2))]).unwrap();
-        assert_eq!(store.fresh(file).unwrap().log(), [record(done.clone()), record(later(2))]);
+        assert_eq!(store.get(file).unwrap().log(), [record(done.clone()), record(later(2))]);
         assert!(store.unwritten(file).is_empty());
 
         store.close(file);
@@ -313,7 +307,7 @@ mod tests {
         assert!(store.append(file, &[record(LogEntry::Held)]).is_err());
         std::fs::rename(&away, &path).unwrap();
         store.sync();
-        assert_eq!(store.fresh(file).unwrap().log().len(), 3, "the next sync tries again");
+        assert_eq!(store.get(file).unwrap().log().len(), 3, "the next sync tries again");
     }
 
     #[test]
@@ -359,7 +353,7 @@ mod tests {
         assert!(store.finish_sync().is_empty() && !store.is_dirty());
         store.taken_from_drop();
         assert!(store.is_dirty());
-        assert_eq!(store.fresh(file).unwrap().log().len(), 1);
+        assert_eq!(store.get(file).unwrap().log().len(), 1);
         assert!(store.get(file).unwrap().read_body(1).is_ok());
         for number in 1..messages {
             store.finish(file, number, true).unwrap();

@@ -45,7 +45,7 @@ pub struct SpoolFile {
     id: QueueId,
     index: u64,
     messages: Vec<Stored>,
-    log: Vec<LogRecord>,
+    log: Log,
     /// Where the next log record goes.
     log_end: u64,
     /// Something may stand behind `log_end`: a record half written.
@@ -79,7 +79,7 @@ impl SpoolFile {
         let log_start = head.foot + FOOT_LEN as u64;
         let (log, log_end) = match logged {
             true => read_log(&mut tail, head.id, log_start, messages.len())?,
-            false => (Vec::new(), log_start),
+            false => (Log::default(), log_start),
         };
         Ok(Self {
             directory: directory.try_clone_to_owned()?,
@@ -104,10 +104,11 @@ impl SpoolFile {
         Ok(std::os::unix::fs::MetadataExt::uid(&self.file.metadata()?))
     }
 
-    /// The log as it stood when the file was opened. Of several deferrals of one delivery only the last is
-    /// kept, in the place of the first: a message to many that waits for days has a long log.
+    /// The log: as it stood when the file was opened, and what was appended by this handle since. Of several
+    /// deferrals of one delivery only the last is kept, in the place of the first: a message to many that waits
+    /// for days has a long log.
     pub fn log(&self) -> &[LogRecord] {
-        &self.log
+        &self.log.records
     }
 
     /// Reads one body, and checks it.
@@ -178,6 +179,7 @@ impl SpoolFile {
             return Err(error);
         }
         self.log_end += bytes.len() as u64;
+        records.iter().for_each(|record| self.log.keep(record.clone()));
         Ok(())
     }
 
@@ -302,14 +304,8 @@ fn read_index(file: &File, tail: &mut Tail<'_>, foot: &Foot) -> Result<Vec<Store
 }
 
 /// The valid records from `at` on, and where they end.
-fn read_log(
-    tail: &mut Tail<'_>,
-    id: QueueId,
-    mut at: u64,
-    messages: usize,
-) -> Result<(Vec<LogRecord>, u64), ReadError> {
-    let mut records = Vec::new();
-    let mut deferred = HashMap::new();
+fn read_log(tail: &mut Tail<'_>, id: QueueId, mut at: u64, messages: usize) -> Result<(Log, u64), ReadError> {
+    let mut log = Log::default();
     while at < tail.size {
         match log::decode(tail.from(at)?, id, at)? {
             Step::Record(record, length) => {
@@ -317,7 +313,7 @@ fn read_log(
                     return Err(ReadError::Corrupt("the log names a message that is not there".into()));
                 }
                 if let Some(record) = record {
-                    keep(&mut records, &mut deferred, record);
+                    log.keep(record);
                 }
                 at += length as u64;
             }
@@ -327,23 +323,30 @@ fn read_log(
             Step::NeedMore(_) | Step::End => break,
         }
     }
-    Ok((records, at))
+    Ok((log, at))
 }
 
-/// Which delivery was deferred, and where in the list that stands.
-type Deferred = HashMap<(u16, u32, Option<Mailbox>), usize>;
+/// What of a log is kept in memory.
+#[derive(Debug, Default)]
+struct Log {
+    records: Vec<LogRecord>,
+    /// Which delivery was deferred, and where in the list that stands.
+    deferred: HashMap<(u16, u32, Option<Mailbox>), usize>,
+}
 
-/// Adds a record, or puts it in the place of one that it supersedes.
-fn keep(records: &mut Vec<LogRecord>, deferred: &mut Deferred, record: LogRecord) {
-    if let LogEntry::Deferred { recipient, address, .. } = &record.what {
-        let next = records.len();
-        let place = *deferred.entry((record.message, *recipient, address.clone())).or_insert(next);
-        if let Some(superseded) = records.get_mut(place) {
-            *superseded = record;
-            return;
+impl Log {
+    /// Adds a record, or puts it in the place of one that it supersedes.
+    fn keep(&mut self, record: LogRecord) {
+        if let LogEntry::Deferred { recipient, address, .. } = &record.what {
+            let next = self.records.len();
+            let place = *self.deferred.entry((record.message, *recipient, address.clone())).or_insert(next);
+            if let Some(superseded) = self.records.get_mut(place) {
+                *superseded = record;
+                return;
+            }
         }
+        self.records.push(record);
     }
-    records.push(record);
 }
 
 /// A piece of the file in memory, moved along as needed.

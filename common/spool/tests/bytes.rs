@@ -120,6 +120,7 @@ fn a_torn_log_is_read_up_to_the_tear_and_goes_on_from_there() {
             file.sync().unwrap();
             let expected = [&records()[..known], &held, &held].concat();
             assert_eq!(desk.open("cur", name).log(), expected);
+            assert_eq!(file.log(), expected, "it knows what it wrote");
         }
     }
 }
@@ -141,7 +142,7 @@ fn a_long_log() {
         })
         .collect();
     many.chunks(100).for_each(|records| file.append(records).unwrap());
-    assert!(desk.open("cur", id(1)).log() == many);
+    assert!(desk.open("cur", id(1)).log() == many && file.log() == many);
 }
 
 #[test]
@@ -156,6 +157,7 @@ fn of_deferrals_the_last_stands() {
     let mut file = desk.open("cur", id(1));
     file.append(&[at(0, 1), at(1, 2), held.clone(), at(0, 3), at(0, 4), held.clone()]).unwrap();
     assert_eq!(desk.open("cur", id(1)).log(), [at(0, 4), at(1, 2), held.clone(), held]);
+    assert_eq!(file.log(), desk.open("cur", id(1)).log());
 }
 
 #[test]
