@@ -27,6 +27,10 @@ pub(super) struct Group {
     pub(super) losses: u8,
 }
 
+/// How many jobs one mailbox may have. None of them takes a connection: its worker writes all that came, and syncs
+/// their directory once, while the next ones gather.
+pub(super) const MAILBOX_JOBS: u32 = 100;
+
 /// New mail is preferred over deferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
@@ -52,7 +56,11 @@ pub(super) struct Place {
 impl Place {
     /// How many jobs it may have. One that was down gets a single one, to find out.
     pub(super) fn limit(&self, connections: u32) -> u32 {
-        if self.failures > 0 { 1 } else { connections.max(1) }
+        match &self.destination {
+            _ if self.failures > 0 => 1,
+            Destination::Local { .. } | Destination::Virtual { .. } => MAILBOX_JOBS,
+            Destination::Smtp(_) | Destination::Lmtp(_) => connections.max(1),
+        }
     }
 
     /// Down for now. No verdict holds for longer than `longest`: the clock may have been set back since.

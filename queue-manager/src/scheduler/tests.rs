@@ -11,6 +11,7 @@ use postern_smtp::parameters::{ByMode, Notify};
 use postern_spool::{DoneStatus, Success};
 use proptest::prelude::*;
 
+use super::destination::MAILBOX_JOBS;
 use super::*;
 
 mod anything;
@@ -198,7 +199,11 @@ impl World {
     fn start(&mut self, order: Order) {
         assert!(!order.targets.is_empty() && order.targets.len() <= 50);
         let same = self.jobs.values().filter(|(o, _)| o.destination == order.destination).count();
-        assert!(same < LIMITS.connections as usize, "destination over its limit");
+        let most = match order.destination {
+            Destination::Local { .. } | Destination::Virtual { .. } => MAILBOX_JOBS,
+            Destination::Smtp(_) | Destination::Lmtp(_) => LIMITS.connections,
+        };
+        assert!(same < most as usize, "destination over its limit");
         let running = self.jobs.values().filter(|(o, _)| o.agent == order.agent).count();
         assert!(running < self.granted[order.agent as usize] as usize, "agent over its grant");
         let asked = &self.stored[&order.id].asked;
