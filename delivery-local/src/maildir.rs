@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use postern_smtp::Reply;
 
-use crate::place::{Links, enter};
+use crate::place::{Links, Way, enter};
 use crate::trouble::deferred;
 
 /// An open Maildir.
@@ -34,6 +34,50 @@ pub struct Names {
 #[derive(Debug)]
 pub struct Gone;
 
+/// What became of messages for one Maildir, in their order: delivered durably, or not and nothing is left of it.
+pub type Delivered = Result<Vec<Result<(), Reply>>, Gone>;
+
+/// Delivers messages into Maildirs, each written by its function. `way` leads to those that were not delivered to
+/// before. One sync of each directory is for all.
+pub fn deliver<W>(mail: Vec<(&Maildir, Vec<(String, W)>)>, way: &mut Way) -> Vec<Delivered>
+where
+    W: FnOnce(&mut dyn Write) -> io::Result<()>,
+{
+    // All are written before the first is synced: the disk then has them at once.
+    let mut batches: Vec<Batch<'_>> =
+        mail.into_iter().map(|(maildir, messages)| (maildir, maildir.write_all(messages))).collect();
+    // And all are synced before the first is moved: a move in between would be one more commit of the file
+    // system's journal for each.
+    for (_, copies) in &mut batches {
+        copies.iter_mut().flatten().for_each(Copy::sync);
+    }
+    for (maildir, copies) in &mut batches {
+        copies.iter_mut().flatten().for_each(|copy| maildir.publish(copy));
+    }
+    let way = way.sync();
+    batches.into_iter().map(|(maildir, copies)| Ok(maildir.settle(copies?, &way))).collect()
+}
+
+/// A Maildir and what is written into it.
+type Batch<'m> = (&'m Maildir, Result<Vec<Copy>, Gone>);
+
+/// A message on its way into a Maildir.
+struct Copy {
+    name: String,
+    /// Until it is synced.
+    file: Option<File>,
+    /// What became of it so far.
+    result: Result<(), Reply>,
+}
+
+impl Copy {
+    fn sync(&mut self) {
+        if let Some(file) = self.file.take() {
+            self.result = file.sync_all().map_err(|error| deferred("cannot sync the message", &error));
+        }
+    }
+}
+
 impl Names {
     /// For this process, on a host of this name.
     pub fn new(pid: u32, host: &str) -> Self {
@@ -51,53 +95,31 @@ impl Names {
 
 impl Maildir {
     /// Opens the Maildir that `directory` is, and makes its parts when they are missing.
-    pub fn open(directory: BorrowedFd<'_>, links: Links) -> io::Result<Self> {
-        enter(directory, OsStr::new("cur"), links)?;
+    pub fn open(directory: BorrowedFd<'_>, links: Links, way: &mut Way) -> io::Result<Self> {
+        enter(directory, OsStr::new("cur"), links, way)?;
         Ok(Self {
-            tmp: enter(directory, OsStr::new("tmp"), links)?,
-            new: enter(directory, OsStr::new("new"), links)?,
+            tmp: enter(directory, OsStr::new("tmp"), links, way)?,
+            new: enter(directory, OsStr::new("new"), links, way)?,
         })
     }
 
-    /// Delivers messages, each written by its function, with one sync of the directory for all. The
-    /// results are in the messages' order: delivered durably, or not and nothing is left of it.
-    pub fn deliver<W>(&self, messages: Vec<(String, W)>) -> Result<Vec<Result<(), Reply>>, Gone>
+    fn write_all<W>(&self, messages: Vec<(String, W)>) -> Result<Vec<Copy>, Gone>
     where
         W: FnOnce(&mut dyn Write) -> io::Result<()>,
     {
-        // All are written before the first is synced: the disk then has them at once.
-        let mut written: Vec<(String, io::Result<File>)> = Vec::with_capacity(messages.len());
+        let mut copies: Vec<Copy> = Vec::with_capacity(messages.len());
         for (name, write) in messages {
-            let file = self.write(&name, write);
-            if let Err(error) = &file
-                && error.kind() == io::ErrorKind::NotFound
-            {
-                written.iter().for_each(|(name, _)| self.remove(&self.tmp, name));
-                return Err(Gone);
-            }
-            written.push((name, file));
+            let (file, result) = match self.write(&name, write) {
+                Ok(file) => (Some(file), Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    copies.iter().for_each(|copy| self.remove(&self.tmp, &copy.name));
+                    return Err(Gone);
+                }
+                Err(error) => (None, Err(deferred("cannot write to the mailbox", &error))),
+            };
+            copies.push(Copy { name, file, result });
         }
-        // And all are synced before the first is moved: a move in between would be one more commit of the
-        // file system's journal for each.
-        let synced: Vec<(String, Result<(), Reply>)> =
-            written.into_iter().map(|(name, file)| (name, sync(file))).collect();
-        let mut results: Vec<(String, Result<(), Reply>)> = synced
-            .into_iter()
-            .map(|(name, synced)| {
-                let published = self.publish(&name, synced);
-                (name, published)
-            })
-            .collect();
-        if results.iter().any(|(_, result)| result.is_ok())
-            && let Err(error) = fsync(&self.new)
-        {
-            let reply = deferred("cannot sync the mailbox", &error.into());
-            for (name, result) in results.iter_mut().filter(|(_, result)| result.is_ok()) {
-                self.remove(&self.new, name);
-                *result = Err(reply.clone());
-            }
-        }
-        Ok(results.into_iter().map(|(_, result)| result).collect())
+        Ok(copies)
     }
 
     fn write<W>(&self, name: &str, write: W) -> io::Result<File>
@@ -123,14 +145,32 @@ impl Maildir {
         })
     }
 
-    fn publish(&self, name: &str, synced: Result<(), Reply>) -> Result<(), Reply> {
-        let moved = synced.and_then(|()| {
-            self.rename(name).map_err(|error| deferred("cannot move the message to new", &error))
-        });
-        if moved.is_err() {
-            self.remove(&self.tmp, name);
+    fn publish(&self, copy: &mut Copy) {
+        if copy.result.is_ok()
+            && let Err(error) = self.rename(&copy.name)
+        {
+            copy.result = Err(deferred("cannot move the message to new", &error));
         }
-        moved
+        if copy.result.is_err() {
+            self.remove(&self.tmp, &copy.name);
+        }
+    }
+
+    /// What was moved is delivered when the directories are on the disk.
+    fn settle(&self, mut copies: Vec<Copy>, way: &io::Result<()>) -> Vec<Result<(), Reply>> {
+        let moved = copies.iter().any(|copy| copy.result.is_ok());
+        let failed = match way {
+            Err(error) => Some(deferred("cannot sync the way to the mailbox", error)),
+            Ok(()) if moved => fsync(&self.new).err().map(|e| deferred("cannot sync the mailbox", &e.into())),
+            Ok(()) => None,
+        };
+        if let Some(reply) = failed {
+            for copy in copies.iter_mut().filter(|copy| copy.result.is_ok()) {
+                self.remove(&self.new, &copy.name);
+                copy.result = Err(reply.clone());
+            }
+        }
+        copies.into_iter().map(|copy| copy.result).collect()
     }
 
     fn rename(&self, name: &str) -> io::Result<()> {
@@ -145,11 +185,6 @@ impl Maildir {
         // What stays in tmp/ is swept by every reader of Maildirs after 36 hours.
         let _ = unlinkat(directory.as_fd(), name, UnlinkatFlags::NoRemoveDir);
     }
-}
-
-fn sync(file: io::Result<File>) -> Result<(), Reply> {
-    let file = file.map_err(|error| deferred("cannot write to the mailbox", &error))?;
-    file.sync_all().map_err(|error| deferred("cannot sync the message", &error))
 }
 
 #[cfg(test)]
@@ -168,6 +203,17 @@ mod tests {
         Box::new(move |out| out.write_all(text.as_bytes()))
     }
 
+    fn opened(path: &std::path::Path) -> Maildir {
+        let mut way = Way::default();
+        let maildir = Maildir::open(directory(path).unwrap().as_fd(), Links::Follow, &mut way).unwrap();
+        way.sync().unwrap();
+        maildir
+    }
+
+    fn into(maildir: &Maildir, messages: Vec<(String, Writing)>) -> Delivered {
+        deliver(vec![(maildir, messages)], &mut Way::default()).remove(0)
+    }
+
     fn files(path: &std::path::Path) -> usize {
         fs::read_dir(path).unwrap().count()
     }
@@ -175,11 +221,11 @@ mod tests {
     #[test]
     fn delivered_or_nothing_left() {
         let temp = tempfile::tempdir().unwrap();
-        let maildir = Maildir::open(directory(temp.path()).unwrap().as_fd(), Links::Follow).unwrap();
+        let maildir = opened(temp.path());
         let mut names = Names::new(7, "mx.test");
         let failing: Writing = Box::new(|_| Err(io::Error::from_raw_os_error(libc::ENOSPC)));
         let batch = [text("one"), failing, text("two")].map(|write| (names.next(1_000_001), write));
-        let results = maildir.deliver(Vec::from(batch)).unwrap();
+        let results = into(&maildir, Vec::from(batch)).unwrap();
         assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
         assert_eq!(results[1].as_ref().unwrap_err().code, 452);
         assert_eq!((files(&temp.path().join("new")), files(&temp.path().join("tmp"))), (2, 0));
@@ -190,8 +236,8 @@ mod tests {
     #[test]
     fn a_name_that_exists_is_not_replaced() {
         let temp = tempfile::tempdir().unwrap();
-        let maildir = Maildir::open(directory(temp.path()).unwrap().as_fd(), Links::Follow).unwrap();
-        let deliver = |content| maildir.deliver(vec![("name".into(), text(content))]).unwrap().remove(0);
+        let maildir = opened(temp.path());
+        let deliver = |content| into(&maildir, vec![("name".into(), text(content))]).unwrap().remove(0);
         assert!(deliver("first").is_ok());
         assert_eq!(deliver("second").unwrap_err().code, 450);
         assert_eq!(fs::read(temp.path().join("new/name")).unwrap(), b"first");
@@ -201,9 +247,14 @@ mod tests {
     #[test]
     fn a_removed_maildir_is_told() {
         let temp = tempfile::tempdir().unwrap();
-        let maildir = Maildir::open(directory(temp.path()).unwrap().as_fd(), Links::Follow).unwrap();
+        let maildir = opened(temp.path());
         fs::remove_dir_all(temp.path().join("tmp")).unwrap();
-        assert!(maildir.deliver(vec![("name".into(), text("x"))]).is_err());
+        let there = tempfile::tempdir().unwrap();
+        let (gone, there_too) = (vec![("name".into(), text("x"))], opened(there.path()));
+        let mail = vec![(&maildir, gone), (&there_too, vec![("name".into(), text("y"))])];
+        let results = deliver(mail, &mut Way::default());
+        assert!(results[0].is_err());
+        assert!(results[1].as_ref().unwrap()[0].is_ok(), "the others have theirs");
     }
 
     proptest! {

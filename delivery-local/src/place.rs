@@ -1,5 +1,7 @@
 //! Opening directories on the way to a mailbox, making what is missing.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,7 +9,7 @@ use std::path::{Component, Path};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::fsync;
 
 /// A mailbox is its user's alone.
@@ -22,19 +24,45 @@ pub enum Links {
     Refuse,
 }
 
+/// The directories on the way to some mailboxes. Their entries must outlive a crash before anything is reported
+/// that lies beneath; and whoever made one may have been killed before it was on the disk, so that it is there
+/// says nothing.
+#[derive(Debug, Default)]
+pub struct Way(BTreeMap<(u64, u64), OwnedFd>);
+
+impl Way {
+    /// The way leads from this directory to one in it.
+    pub fn pass(&mut self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        let status = fstat(directory)?;
+        if let Entry::Vacant(place) = self.0.entry((status.st_dev, status.st_ino)) {
+            place.insert(directory.try_clone_to_owned()?);
+        }
+        Ok(())
+    }
+
+    /// Syncs every directory once, and forgets them when that succeeds.
+    pub fn sync(&mut self) -> io::Result<()> {
+        for directory in self.0.values() {
+            fsync(directory)?;
+        }
+        self.0.clear();
+        Ok(())
+    }
+}
+
 /// Opens a directory that must be there.
 pub fn directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
-/// Opens the directory `path` beneath `within`, and makes what is missing, durably. `..` is refused, and a
-/// path is never absolute: each name is opened in the directory before it, which is what openat2's
-/// RESOLVE_BENEATH comes to, on every kernel.
-pub fn beneath(within: BorrowedFd<'_>, path: &Path, links: Links) -> io::Result<OwnedFd> {
+/// Opens the directory `path` beneath `within`, and makes what is missing. `..` is refused, and a path is never
+/// absolute: each name is opened in the directory before it, which is what openat2's RESOLVE_BENEATH comes to,
+/// on every kernel.
+pub fn beneath(within: BorrowedFd<'_>, path: &Path, links: Links, way: &mut Way) -> io::Result<OwnedFd> {
     let mut at = within.try_clone_to_owned()?;
     for component in path.components() {
         at = match component {
-            Component::Normal(name) => enter(at.as_fd(), name, links)?,
+            Component::Normal(name) => enter(at.as_fd(), name, links, way)?,
             Component::CurDir => continue,
             Component::ParentDir | Component::RootDir | Component::Prefix(_) => return Err(escapes(path)),
         };
@@ -47,13 +75,15 @@ pub fn parent_beneath<'a>(
     within: BorrowedFd<'_>,
     path: &'a Path,
     links: Links,
+    way: &mut Way,
 ) -> io::Result<(OwnedFd, &'a OsStr)> {
     let name = path.file_name().ok_or_else(|| escapes(path))?;
-    Ok((beneath(within, path.parent().unwrap_or(Path::new("")), links)?, name))
+    Ok((beneath(within, path.parent().unwrap_or(Path::new("")), links, way)?, name))
 }
 
 /// Opens a directory in another, and makes it when it is missing.
-pub fn enter(at: BorrowedFd<'_>, name: &OsStr, links: Links) -> io::Result<OwnedFd> {
+pub fn enter(at: BorrowedFd<'_>, name: &OsStr, links: Links, way: &mut Way) -> io::Result<OwnedFd> {
+    way.pass(at)?;
     let mut flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     if links == Links::Refuse {
         flags |= OFlag::O_NOFOLLOW;
@@ -67,8 +97,6 @@ pub fn enter(at: BorrowedFd<'_>, name: &OsStr, links: Links) -> io::Result<Owned
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    // The new entry must outlive a crash before what is delivered into it is reported.
-    fsync(at)?;
     Ok(openat(at, name, flags, Mode::empty())?)
 }
 
@@ -86,12 +114,17 @@ mod tests {
     fn made_privately_and_beneath() {
         let temp = tempfile::tempdir().unwrap();
         let base = directory(temp.path()).unwrap();
-        beneath(base.as_fd(), Path::new("v.test/u"), Links::Refuse).unwrap();
+        let mut way = Way::default();
+        beneath(base.as_fd(), Path::new("v.test/u"), Links::Refuse, &mut way).unwrap();
+        beneath(base.as_fd(), Path::new("v.test/w"), Links::Refuse, &mut way).unwrap();
+        assert_eq!(way.0.len(), 2, "the base and the domain, each once");
+        way.sync().unwrap();
+        assert!(way.0.is_empty());
         let made = std::fs::metadata(temp.path().join("v.test/u")).unwrap();
         assert!(made.is_dir());
         assert_eq!(made.permissions().mode() & 0o777, 0o700);
         for path in ["../x", "/etc", "a/../../x", "v.test/../.."] {
-            assert!(beneath(base.as_fd(), Path::new(path), Links::Refuse).is_err(), "{path}");
+            assert!(beneath(base.as_fd(), Path::new(path), Links::Refuse, &mut way).is_err(), "{path}");
         }
     }
 
@@ -100,7 +133,8 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let base = directory(temp.path()).unwrap();
         symlink("/tmp", temp.path().join("link")).unwrap();
-        assert!(beneath(base.as_fd(), Path::new("link"), Links::Refuse).is_err());
-        assert!(beneath(base.as_fd(), Path::new("link"), Links::Follow).is_ok());
+        let mut way = Way::default();
+        assert!(beneath(base.as_fd(), Path::new("link"), Links::Refuse, &mut way).is_err());
+        assert!(beneath(base.as_fd(), Path::new("link"), Links::Follow, &mut way).is_ok());
     }
 }

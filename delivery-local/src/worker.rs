@@ -17,9 +17,9 @@ use postern_ipc::{LinkError, blocking};
 use postern_sandbox::{Grant, SandboxError, become_user, confine_worker};
 use postern_smtp::Reply;
 
-use crate::maildir::{Gone, Maildir, Names};
+use crate::maildir::{self, Delivered, Gone, Maildir, Names};
 use crate::mbox::{Mbox, MboxError, PATIENCE, from_line};
-use crate::place::{self, Links};
+use crate::place::{self, Links, Way};
 use crate::plan::{Place, Post};
 use crate::stored;
 use crate::talk::{Deliver, FromWorker, WorkerLink};
@@ -29,7 +29,7 @@ use crate::trouble::deferred;
 const BATCH: usize = 64;
 
 /// Virtual mailboxes kept open: two descriptors each.
-const OPEN_MAX: usize = 100;
+const OPEN_MAX: usize = 200;
 
 /// The whole life of a worker; its exit status.
 pub fn run(post: &Post, host: &str, socket: OwnedFd, base: Option<OwnedFd>) -> i32 {
@@ -54,14 +54,19 @@ pub fn run(post: &Post, host: &str, socket: OwnedFd, base: Option<OwnedFd>) -> i
 
 /// The mailbox, opened with the user's own rights.
 enum Desk {
-    Maildir(Maildir),
+    Maildir(Maildir, Way),
     Mbox(Mbox),
-    Base {
-        base: OwnedFd,
-        open: HashMap<String, Maildir>,
-    },
+    Base(Base),
     /// It cannot be opened: what every job is answered.
     Closed(Reply),
+}
+
+/// The base of virtual mailboxes.
+struct Base {
+    directory: OwnedFd,
+    open: HashMap<String, Maildir>,
+    /// To those of them that were not delivered to yet.
+    way: Way,
 }
 
 fn settle(post: &Post, base: Option<OwnedFd>) -> Result<Desk, SandboxError> {
@@ -75,8 +80,8 @@ fn settle(post: &Post, base: Option<OwnedFd>) -> Result<Desk, SandboxError> {
     let mut grants = Vec::new();
     match &desk {
         Desk::Mbox(mbox) => grants.push((mbox.directory().as_fd(), Grant::DotLocks)),
-        Desk::Base { base, .. } => grants.push((base.as_fd(), Grant::Tree)),
-        Desk::Maildir(_) | Desk::Closed(_) => {}
+        Desk::Base(base) => grants.push((base.directory.as_fd(), Grant::Tree)),
+        Desk::Maildir(..) | Desk::Closed(_) => {}
     }
     grants.extend(tree.iter().map(|tree| (tree.as_fd(), Grant::Tree)));
     confine_worker(&grants)?;
@@ -88,9 +93,10 @@ fn open(post: &Post, base: Option<OwnedFd>) -> io::Result<(Desk, Option<OwnedFd>
     match &post.place {
         Place::Maildir { within, path } => {
             let rest = path.strip_prefix(within).unwrap_or(path);
-            let directory = place::beneath(place::directory(within)?.as_fd(), rest, Links::Follow)?;
-            let maildir = Maildir::open(directory.as_fd(), Links::Follow)?;
-            Ok((Desk::Maildir(maildir), Some(directory)))
+            let mut way = Way::default();
+            let directory = place::beneath(place::directory(within)?.as_fd(), rest, Links::Follow, &mut way)?;
+            let maildir = Maildir::open(directory.as_fd(), Links::Follow, &mut way)?;
+            Ok((Desk::Maildir(maildir, way), Some(directory)))
         }
         Place::Mbox { path } => {
             let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
@@ -98,8 +104,8 @@ fn open(post: &Post, base: Option<OwnedFd>) -> io::Result<(Desk, Option<OwnedFd>
             Ok((Desk::Mbox(Mbox::open(directory, name)?), None))
         }
         Place::Virtual { .. } => {
-            let base = base.ok_or_else(|| io::Error::other("no base of virtual mailboxes"))?;
-            Ok((Desk::Base { base, open: HashMap::new() }, None))
+            let directory = base.ok_or_else(|| io::Error::other("no base of virtual mailboxes"))?;
+            Ok((Desk::Base(Base { directory, open: HashMap::new(), way: Way::default() }), None))
         }
     }
 }
@@ -163,24 +169,14 @@ impl Worker {
                 answer_all(jobs, reply);
                 Ok(())
             }
-            Desk::Maildir(maildir) => into_maildir(maildir, names, jobs).map_err(|Gone| Renew),
+            Desk::Maildir(maildir, way) => into_maildir(maildir, way, names, jobs),
             Desk::Mbox(mbox) => into_mbox(mbox, jobs),
-            Desk::Base { base, open } => {
-                for (mailbox, mut jobs) in by_mailbox(jobs) {
-                    into_base(base, open, names, &mailbox, &mut jobs);
-                }
+            Desk::Base(base) => {
+                base.deliver(names, jobs);
                 Ok(())
             }
         }
     }
-}
-
-fn by_mailbox(jobs: &mut [Job]) -> BTreeMap<MailboxKind, Vec<&mut Job>> {
-    let mut groups: BTreeMap<MailboxKind, Vec<&mut Job>> = BTreeMap::new();
-    for job in jobs {
-        groups.entry(job.deliver.mailbox.clone()).or_default().push(job);
-    }
-    groups
 }
 
 /// Everything that takes a batch, alone or by reference.
@@ -214,16 +210,19 @@ fn distribute(batch: &mut (impl Batch + ?Sized), results: Vec<Result<(), Reply>>
     }
 }
 
+/// Writes one copy.
+type Writing<'a> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a>;
+
 /// One copy for each recipient, with a name of its own.
-fn copies<'a, N: FnMut(&Job) -> String>(
+fn copies<'a>(
     batch: impl Iterator<Item = &'a mut Job>,
-    mut name: N,
-) -> Vec<(String, impl FnOnce(&mut dyn Write) -> io::Result<()>)> {
-    let mut copies = Vec::new();
+    mut name: impl FnMut(&Job) -> String,
+) -> Vec<(String, Writing<'a>)> {
+    let mut copies: Vec<(String, Writing<'a>)> = Vec::new();
     for job in batch {
         let job: &'a Job = job;
         for (_, recipient) in &job.deliver.recipients {
-            copies.push((name(job), move |out: &mut dyn Write| write_copy(job, recipient, out)));
+            copies.push((name(job), Box::new(move |out| write_copy(job, recipient, out))));
         }
     }
     copies
@@ -234,9 +233,11 @@ fn write_copy(job: &Job, recipient: &Mailbox, mut out: &mut dyn Write) -> io::Re
     stored::write(&mut out, reverse_path, recipient, content, job.file.as_ref())
 }
 
-fn into_maildir(maildir: &Maildir, names: &mut Names, batch: &mut (impl Batch + ?Sized)) -> Result<(), Gone> {
-    let results = maildir.deliver(copies(batch.jobs(), |_| names.next(now().as_micros() as u64)))?;
-    distribute(batch, results);
+fn into_maildir(maildir: &Maildir, way: &mut Way, names: &mut Names, jobs: &mut [Job]) -> Result<(), Renew> {
+    let copies = copies(jobs.iter_mut(), |_| names.next(now().as_micros() as u64));
+    for results in maildir::deliver(vec![(maildir, copies)], way) {
+        distribute(jobs, results.map_err(|Gone| Renew)?);
+    }
     Ok(())
 }
 
@@ -251,56 +252,95 @@ fn into_mbox(mbox: &mut Mbox, batch: &mut (impl Batch + ?Sized)) -> Result<(), R
     Ok(())
 }
 
-/// A virtual mailbox: opened anew once when it is not there any more.
-fn into_base(
-    base: &OwnedFd,
-    open: &mut HashMap<String, Maildir>,
-    names: &mut Names,
-    mailbox: &MailboxKind,
-    batch: &mut [&mut Job],
-) {
-    for _ in 0..2 {
-        let outcome = match mailbox {
-            MailboxKind::Maildir(path) => try_maildir(base, open, names, path, batch),
-            MailboxKind::Mbox(path) => try_mbox(base, path, batch),
-        };
-        match outcome {
-            Ok(Ok(())) => return,
-            Ok(Err(Renew)) => {}
-            Err(error) => return answer_all(batch, &deferred("cannot open the mailbox", &error)),
+impl Base {
+    /// Mailboxes share what can be shared: the syncs, but for each one's own.
+    fn deliver(&mut self, names: &mut Names, jobs: &mut [Job]) {
+        let mut maildirs = Vec::new();
+        for (mailbox, mut jobs) in by_mailbox(jobs) {
+            match mailbox {
+                MailboxKind::Maildir(path) => maildirs.push((path, jobs)),
+                MailboxKind::Mbox(path) => self.fill_mbox(&path, &mut jobs),
+            }
+        }
+        // Those that are not there any more are opened anew once.
+        let gone = self.fill_maildirs(names, maildirs);
+        for (_, mut jobs) in self.fill_maildirs(names, gone) {
+            let error = io::Error::from_raw_os_error(libc::ENOENT);
+            answer_all(&mut *jobs, &deferred("the mailbox is being removed", &error));
         }
     }
-    let error = io::Error::from_raw_os_error(libc::ENOENT);
-    answer_all(batch, &deferred("the mailbox is being removed", &error));
-}
 
-fn try_maildir(
-    base: &OwnedFd,
-    open: &mut HashMap<String, Maildir>,
-    names: &mut Names,
-    path: &str,
-    batch: &mut [&mut Job],
-) -> io::Result<Result<(), Renew>> {
-    let maildir = match open.remove(path) {
-        Some(maildir) => maildir,
-        None => {
-            let directory = place::beneath(base.as_fd(), Path::new(path), Links::Refuse)?;
-            Maildir::open(directory.as_fd(), Links::Refuse)?
+    /// Returns the jobs whose Maildirs are gone.
+    fn fill_maildirs<'a>(&mut self, names: &mut Names, batches: Batches<'a>) -> Batches<'a> {
+        if self.open.len() + batches.len() > OPEN_MAX {
+            self.open.clear();
         }
-    };
-    let outcome = into_maildir(&maildir, names, batch).map_err(|Gone| Renew);
-    if outcome.is_ok() {
-        if open.len() >= OPEN_MAX {
-            open.clear();
+        let mut ready: Batches<'a> = Vec::new();
+        for (path, mut jobs) in batches {
+            match self.open_maildir(&path) {
+                Ok(()) => ready.push((path, jobs)),
+                Err(error) => answer_all(&mut *jobs, &deferred("cannot open the mailbox", &error)),
+            }
         }
-        open.insert(path.to_owned(), maildir);
+        let mut mail = Vec::new();
+        for (path, jobs) in &mut ready {
+            if let Some(maildir) = self.open.get(path) {
+                let jobs = jobs.iter_mut().map(|job| &mut **job);
+                mail.push((maildir, copies(jobs, |_| names.next(now().as_micros() as u64))));
+            }
+        }
+        let results: Vec<Delivered> = maildir::deliver(mail, &mut self.way);
+        let mut gone = Vec::new();
+        for ((path, mut jobs), results) in ready.into_iter().zip(results) {
+            match results {
+                Ok(results) => distribute(&mut *jobs, results),
+                Err(Gone) => {
+                    self.open.remove(&path);
+                    gone.push((path, jobs));
+                }
+            }
+        }
+        gone
     }
-    Ok(outcome)
+
+    fn open_maildir(&mut self, path: &str) -> io::Result<()> {
+        if !self.open.contains_key(path) {
+            let way = &mut self.way;
+            let directory = place::beneath(self.directory.as_fd(), Path::new(path), Links::Refuse, way)?;
+            self.open.insert(path.to_owned(), Maildir::open(directory.as_fd(), Links::Refuse, way)?);
+        }
+        Ok(())
+    }
+
+    fn fill_mbox(&mut self, path: &str, jobs: &mut [&mut Job]) {
+        for _ in 0..2 {
+            match self.try_mbox(path, jobs) {
+                Ok(Ok(())) => return,
+                Ok(Err(Renew)) => {}
+                Err(error) => return answer_all(jobs, &deferred("cannot open the mailbox", &error)),
+            }
+        }
+        let error = io::Error::from_raw_os_error(libc::ENOENT);
+        answer_all(jobs, &deferred("the mailbox is being removed", &error));
+    }
+
+    fn try_mbox(&mut self, path: &str, jobs: &mut [&mut Job]) -> io::Result<Result<(), Renew>> {
+        let within = self.directory.as_fd();
+        let (directory, name) = place::parent_beneath(within, Path::new(path), Links::Refuse, &mut self.way)?;
+        self.way.sync()?;
+        Ok(into_mbox(&mut Mbox::open(directory, name)?, jobs))
+    }
 }
 
-fn try_mbox(base: &OwnedFd, path: &str, batch: &mut [&mut Job]) -> io::Result<Result<(), Renew>> {
-    let (directory, name) = place::parent_beneath(base.as_fd(), Path::new(path), Links::Refuse)?;
-    Ok(into_mbox(&mut Mbox::open(directory, name)?, batch))
+/// Virtual Maildirs, and the jobs for each.
+type Batches<'a> = Vec<(String, Vec<&'a mut Job>)>;
+
+fn by_mailbox(jobs: &mut [Job]) -> BTreeMap<MailboxKind, Vec<&mut Job>> {
+    let mut groups: BTreeMap<MailboxKind, Vec<&mut Job>> = BTreeMap::new();
+    for job in jobs {
+        groups.entry(job.deliver.mailbox.clone()).or_default().push(job);
+    }
+    groups
 }
 
 fn now() -> Duration {
