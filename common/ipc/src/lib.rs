@@ -3,7 +3,7 @@
 //!
 //! WHAT IT DOES
 //!     A [`Link`] is one end of a connected `SOCK_SEQPACKET` socket that carries one kind of message in
-//!     each direction: one bincode frame a packet, descriptors beside it by SCM_RIGHTS. Each
+//!     each direction: one frame of one or several bincode values a packet, descriptors beside it by SCM_RIGHTS. Each
 //!     conversation is a module of its own that holds both sides' messages, so it is read on one screen.
 //!     [`Role`] names the programs and [`topology`] the edges between them; what is not an edge there
 //!     does not exist.
