@@ -23,6 +23,10 @@ const REST: Duration = Duration::from_millis(100);
 /// the client's and that stays would be a spin too.
 const LOST_MAX: usize = 64;
 
+/// Clients taken before the other workers are woken first: the kernel wakes the one that has waited longest,
+/// and sessions that stay would all be with one.
+const STEP_BACK: u32 = 8;
+
 /// How often that is told.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -36,6 +40,10 @@ pub(crate) struct Listener {
     /// For new sessions.
     pub(crate) settings: Arc<Settings>,
     ready: bool,
+    /// The kernel tells when clients wait.
+    watched: bool,
+    /// Clients taken since others were let first.
+    taken: u32,
     rest_until: Option<Instant>,
     told: Option<Instant>,
 }
@@ -57,7 +65,18 @@ impl Listener {
         let socket = TcpListener::from_std(socket);
         let token = host.token();
         host.watch_shared(&socket, token)?;
-        Ok(Self { socket, token, listen, settings, ready: true, rest_until: None, told: None })
+        let listener = Self {
+            socket,
+            token,
+            listen,
+            settings,
+            ready: true,
+            watched: true,
+            taken: 0,
+            rest_until: None,
+            told: None,
+        };
+        Ok(listener)
     }
 
     /// Clients may be waiting.
@@ -71,10 +90,19 @@ impl Listener {
             return None;
         }
         self.rest_until = None;
+        if !self.watched && !self.watch(host) {
+            return None;
+        }
         for _ in 0..LOST_MAX {
             match self.socket.accept() {
                 // A dual-stack listener shows IPv4 clients as ::ffff:a.b.c.d.
-                Ok((stream, from)) => return Some((stream, from.ip().to_canonical())),
+                Ok((stream, from)) => {
+                    self.taken += 1;
+                    if self.taken >= STEP_BACK {
+                        self.step_back(host);
+                    }
+                    return Some((stream, from.ip().to_canonical()));
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.ready = false;
                     return None;
@@ -99,6 +127,23 @@ impl Listener {
     /// When to call [`Listener::accept`] without being told to.
     pub(crate) fn next(&self, now: Instant) -> Option<Instant> {
         self.ready.then(|| self.rest_until.unwrap_or(now))
+    }
+
+    /// Goes to the end of those who wait to be woken.
+    fn step_back(&mut self, host: &mut Host) {
+        self.taken = 0;
+        host.unwatch(&self.socket);
+        self.watched = false;
+        self.watch(host);
+    }
+
+    /// Who is waiting already is told at once.
+    fn watch(&mut self, host: &mut Host) -> bool {
+        match host.watch_shared(&self.socket, self.token) {
+            Ok(()) => self.watched = true,
+            Err(error) => self.rest(host, &error),
+        }
+        self.watched
     }
 
     fn rest(&mut self, host: &mut Host, error: &io::Error) {

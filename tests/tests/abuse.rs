@@ -89,6 +89,21 @@ fn sessions_of_one_client_over_all_workers() {
     });
 }
 
+/// All workers wait at one socket, and the kernel wakes one of them: it must not always be the same.
+#[test]
+fn sessions_that_stay_are_shared_by_the_workers() {
+    let system = System::builder().start();
+    let staying: Vec<Smtp> = (0..64).map(|_| Smtp::connect(system.address())).collect();
+    assert!(staying.iter().all(|smtp| smtp.greeting().is("220")));
+    let sessions = until("all are counted", PATIENCE, || {
+        let status = system.postern_json(&["status"]);
+        let workers = status.iter().filter(|of| of["program"].as_str().unwrap().starts_with("smtpd"));
+        let sessions: Vec<u64> = workers.map(|of| of["counters"]["sessions"].as_u64().unwrap()).collect();
+        (sessions.iter().sum::<u64>() == 64).then_some(sessions)
+    });
+    assert!(sessions.len() == 2 && sessions.iter().all(|of_one| *of_one >= 16), "{sessions:?}");
+}
+
 #[test]
 fn without_verify_nobody_is_kept_waiting() {
     let system = strict().set("limits", "sessions", "1").set("limits", "messages", "100").start();
