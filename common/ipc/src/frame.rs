@@ -35,15 +35,14 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
     encode_limited::<T, MAX_FRAME>(value)
 }
 
-/// Adds a value to a frame that [`encode`] made, unless the frame would be longer than `most` octets.
-pub(crate) fn append<T: Serialize>(frame: &mut Vec<u8>, value: &T, most: usize) -> Result<bool, FrameError> {
-    let before = frame.len();
-    let written = write::<T, MAX_FRAME>(frame, value);
-    let fits = frame.len() <= most;
-    if written.is_err() || !fits {
-        frame.truncate(before);
+/// Puts the values of another frame behind those of this one, unless it would be longer than `most` octets.
+pub(crate) fn join(frame: &mut Vec<u8>, other: &[u8], most: usize) -> bool {
+    let values = other.get(1..).unwrap_or_default();
+    let fits = frame.len() + values.len() <= most;
+    if fits {
+        frame.extend_from_slice(values);
     }
-    written.map(|()| fits)
+    fits
 }
 
 /// Decodes the first value of a frame, or of what [`decode_next`] left of it, and says where the next begins.
@@ -70,17 +69,10 @@ pub fn decode_config<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError>
 
 fn encode_limited<T: Serialize, const LIMIT: usize>(value: &T) -> Result<Vec<u8>, FrameError> {
     let mut bytes = vec![VERSION];
-    write::<T, LIMIT>(&mut bytes, value)?;
-    Ok(bytes)
-}
-
-fn write<T: Serialize, const LIMIT: usize>(bytes: &mut Vec<u8>, value: &T) -> Result<(), FrameError> {
-    let before = bytes.len();
-    bincode::serde::encode_into_std_write(value, bytes, config::<LIMIT>())
+    bincode::serde::encode_into_std_write(value, &mut bytes, config::<LIMIT>())
         .map_err(|e| FrameError::Malformed(e.to_string()))?;
     // bincode applies its limit to decoding only.
-    let alone = 1 + bytes.len() - before;
-    if alone > LIMIT { Err(FrameError::TooLong(alone)) } else { Ok(()) }
+    if bytes.len() > LIMIT { Err(FrameError::TooLong(bytes.len())) } else { Ok(bytes) }
 }
 
 fn decode_limited<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, FrameError> {

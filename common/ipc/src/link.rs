@@ -70,14 +70,14 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
     /// Says a value that leaves with the next [`Link::flush`], together with others: one frame, and one turn of
     /// the peer's, for all of them. Descriptors stand beside a frame of their own.
     pub fn say(&mut self, value: &Out, descriptors: Vec<OwnedFd>) -> Result<(), LinkError> {
-        if let Some((packet, beside)) = self.waiting.back_mut()
+        let packet = frame::encode(value)?;
+        if let Some((last, beside)) = self.waiting.back_mut()
             && beside.is_empty()
             && descriptors.is_empty()
-            && frame::append(packet, value, TOGETHER)?
+            && frame::join(last, &packet, TOGETHER)
         {
             return Ok(());
         }
-        let packet = frame::encode(value)?;
         // What is before it is full.
         self.flush()?;
         self.waiting.push_back((packet, descriptors));
