@@ -49,7 +49,7 @@ where
     // And all are synced before the first is moved: a move in between would be one more commit of the file
     // system's journal for each.
     for (_, copies) in &mut batches {
-        copies.iter_mut().flatten().for_each(Copy::sync);
+        copies.iter_mut().flatten().for_each(Written::sync);
     }
     for (maildir, copies) in &mut batches {
         copies.iter_mut().flatten().for_each(|copy| maildir.publish(copy));
@@ -59,10 +59,10 @@ where
 }
 
 /// A Maildir and what is written into it.
-type Batch<'m> = (&'m Maildir, Result<Vec<Copy>, Gone>);
+type Batch<'m> = (&'m Maildir, Result<Vec<Written>, Gone>);
 
 /// A message on its way into a Maildir.
-struct Copy {
+struct Written {
     name: String,
     /// Until it is synced.
     file: Option<File>,
@@ -70,7 +70,7 @@ struct Copy {
     result: Result<(), Reply>,
 }
 
-impl Copy {
+impl Written {
     fn sync(&mut self) {
         if let Some(file) = self.file.take() {
             self.result = file.sync_all().map_err(|error| deferred("cannot sync the message", &error));
@@ -103,11 +103,11 @@ impl Maildir {
         })
     }
 
-    fn write_all<W>(&self, messages: Vec<(String, W)>) -> Result<Vec<Copy>, Gone>
+    fn write_all<W>(&self, messages: Vec<(String, W)>) -> Result<Vec<Written>, Gone>
     where
         W: FnOnce(&mut dyn Write) -> io::Result<()>,
     {
-        let mut copies: Vec<Copy> = Vec::with_capacity(messages.len());
+        let mut copies: Vec<Written> = Vec::with_capacity(messages.len());
         for (name, write) in messages {
             let (file, result) = match self.write(&name, write) {
                 Ok(file) => (Some(file), Ok(())),
@@ -117,7 +117,7 @@ impl Maildir {
                 }
                 Err(error) => (None, Err(deferred("cannot write to the mailbox", &error))),
             };
-            copies.push(Copy { name, file, result });
+            copies.push(Written { name, file, result });
         }
         Ok(copies)
     }
@@ -145,7 +145,7 @@ impl Maildir {
         })
     }
 
-    fn publish(&self, copy: &mut Copy) {
+    fn publish(&self, copy: &mut Written) {
         if copy.result.is_ok()
             && let Err(error) = self.rename(&copy.name)
         {
@@ -157,7 +157,7 @@ impl Maildir {
     }
 
     /// What was moved is delivered when the directories are on the disk.
-    fn settle(&self, mut copies: Vec<Copy>, way: &io::Result<()>) -> Vec<Result<(), Reply>> {
+    fn settle(&self, mut copies: Vec<Written>, way: &io::Result<()>) -> Vec<Result<(), Reply>> {
         let moved = copies.iter().any(|copy| copy.result.is_ok());
         let failed = match way {
             Err(error) => Some(deferred("cannot sync the way to the mailbox", error)),

@@ -265,8 +265,7 @@ impl Base {
         // Those that are not there any more are opened anew once.
         let gone = self.fill_maildirs(names, maildirs);
         for (_, mut jobs) in self.fill_maildirs(names, gone) {
-            let error = io::Error::from_raw_os_error(libc::ENOENT);
-            answer_all(&mut *jobs, &deferred("the mailbox is being removed", &error));
+            answer_all(&mut *jobs, &being_removed());
         }
     }
 
@@ -320,8 +319,7 @@ impl Base {
                 Err(error) => return answer_all(jobs, &deferred("cannot open the mailbox", &error)),
             }
         }
-        let error = io::Error::from_raw_os_error(libc::ENOENT);
-        answer_all(jobs, &deferred("the mailbox is being removed", &error));
+        answer_all(jobs, &being_removed());
     }
 
     fn try_mbox(&mut self, path: &str, jobs: &mut [&mut Job]) -> io::Result<Result<(), Renew>> {
@@ -330,6 +328,11 @@ impl Base {
         self.way.sync()?;
         Ok(into_mbox(&mut Mbox::open(directory, name)?, jobs))
     }
+}
+
+/// It was opened anew, and is gone again.
+fn being_removed() -> Reply {
+    deferred("the mailbox is being removed", &io::Error::from_raw_os_error(libc::ENOENT))
 }
 
 /// Virtual Maildirs, and the jobs for each.
