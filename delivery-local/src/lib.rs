@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accounts;
+pub mod disk;
 pub mod maildir;
 pub mod mbox;
 pub mod place;

@@ -8,9 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, openat, renameat, renameat2};
 use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use postern_smtp::Reply;
 
+use crate::disk::Disk;
 use crate::place::{Links, Way, enter};
 use crate::trouble::deferred;
 
@@ -38,8 +39,8 @@ pub struct Gone;
 pub type Delivered = Result<Vec<Result<(), Reply>>, Gone>;
 
 /// Delivers messages into Maildirs, each written by its function. `way` leads to those that were not delivered to
-/// before. One sync of each directory is for all.
-pub fn deliver<W>(mail: Vec<(&Maildir, Vec<(String, W)>)>, way: &mut Way) -> Vec<Delivered>
+/// before. What can be synced together is.
+pub fn deliver<W>(mail: Vec<(&Maildir, Vec<(String, W)>)>, way: &mut Way, disk: &mut Disk) -> Vec<Delivered>
 where
     W: FnOnce(&mut dyn Write) -> io::Result<()>,
 {
@@ -48,14 +49,45 @@ where
         mail.into_iter().map(|(maildir, messages)| (maildir, maildir.write_all(messages))).collect();
     // And all are synced before the first is moved: a move in between would be one more commit of the file
     // system's journal for each.
-    for (_, copies) in &mut batches {
-        copies.iter_mut().flatten().for_each(Written::sync);
-    }
+    sync_files(&mut batches, disk);
     for (maildir, copies) in &mut batches {
         copies.iter_mut().flatten().for_each(|copy| maildir.publish(copy));
     }
-    let way = way.sync();
-    batches.into_iter().map(|(maildir, copies)| Ok(maildir.settle(copies?, &way))).collect()
+    sync_directories(&mut batches, way, disk);
+    batches.into_iter().map(|(_, copies)| Ok(copies?.into_iter().map(|copy| copy.result).collect())).collect()
+}
+
+/// Whoever is not on the disk is not delivered.
+fn sync_files(batches: &mut [Batch<'_>], disk: &mut Disk) {
+    let copies = batches.iter_mut().flat_map(|(_, copies)| copies.iter_mut().flatten());
+    let (mut written, files): (Vec<&mut Written>, Vec<File>) =
+        copies.filter_map(|copy| copy.file.take().map(|file| (copy, file))).unzip();
+    let results = disk.sync(&files.iter().map(AsFd::as_fd).collect::<Vec<_>>());
+    for (copy, result) in written.iter_mut().zip(results) {
+        copy.result = result.map_err(|error| deferred("cannot sync the message", &error));
+    }
+}
+
+/// What was moved is delivered when the directories are on the disk.
+fn sync_directories(batches: &mut [Batch<'_>], way: &mut Way, disk: &mut Disk) {
+    let mut moved: Vec<(&Maildir, &mut Vec<Written>)> = batches
+        .iter_mut()
+        .filter_map(|(maildir, copies)| copies.as_mut().ok().map(|copies| (*maildir, copies)))
+        .filter(|(_, copies)| copies.iter().any(|copy| copy.result.is_ok()))
+        .collect();
+    let new = moved.iter().map(|(maildir, _)| maildir.new.as_fd());
+    let mut results = disk.sync(&way.directories().chain(new).collect::<Vec<_>>()).into_iter();
+    let led: io::Result<()> = results.by_ref().take(way.directories().count()).collect();
+    let led = led.map_err(|error| deferred("cannot sync the way to the mailbox", &error));
+    for ((maildir, copies), result) in moved.iter_mut().zip(results) {
+        let synced = result.map_err(|error| deferred("cannot sync the mailbox", &error));
+        if let Err(reply) = led.clone().and(synced) {
+            maildir.take_back(copies, &reply);
+        }
+    }
+    if led.is_ok() {
+        way.synced();
+    }
 }
 
 /// A Maildir and what is written into it.
@@ -68,14 +100,6 @@ struct Written {
     file: Option<File>,
     /// What became of it so far.
     result: Result<(), Reply>,
-}
-
-impl Written {
-    fn sync(&mut self) {
-        if let Some(file) = self.file.take() {
-            self.result = file.sync_all().map_err(|error| deferred("cannot sync the message", &error));
-        }
-    }
 }
 
 impl Names {
@@ -130,11 +154,6 @@ impl Maildir {
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         let mut out = BufWriter::with_capacity(64 * 1024, File::from(openat(&self.tmp, name, flags, mode)?));
         let outcome = write(&mut out).and_then(|()| out.into_inner().map_err(|e| e.into_error()));
-        if let Ok(file) = &outcome {
-            // So that it gets its blocks now, together with the others of the batch. Only a hint: what
-            // counts is the sync.
-            let _ = postern_sys::start_writeback(file.as_fd(), 0, 0);
-        }
         if outcome.is_err() {
             self.remove(&self.tmp, name);
         }
@@ -156,21 +175,12 @@ impl Maildir {
         }
     }
 
-    /// What was moved is delivered when the directories are on the disk.
-    fn settle(&self, mut copies: Vec<Written>, way: &io::Result<()>) -> Vec<Result<(), Reply>> {
-        let moved = copies.iter().any(|copy| copy.result.is_ok());
-        let failed = match way {
-            Err(error) => Some(deferred("cannot sync the way to the mailbox", error)),
-            Ok(()) if moved => fsync(&self.new).err().map(|e| deferred("cannot sync the mailbox", &e.into())),
-            Ok(()) => None,
-        };
-        if let Some(reply) = failed {
-            for copy in copies.iter_mut().filter(|copy| copy.result.is_ok()) {
-                self.remove(&self.new, &copy.name);
-                copy.result = Err(reply.clone());
-            }
+    /// Nothing is left of what was moved.
+    fn take_back(&self, copies: &mut [Written], reply: &Reply) {
+        for copy in copies.iter_mut().filter(|copy| copy.result.is_ok()) {
+            self.remove(&self.new, &copy.name);
+            copy.result = Err(reply.clone());
         }
-        copies.into_iter().map(|copy| copy.result).collect()
     }
 
     fn rename(&self, name: &str) -> io::Result<()> {
@@ -206,12 +216,12 @@ mod tests {
     fn opened(path: &std::path::Path) -> Maildir {
         let mut way = Way::default();
         let maildir = Maildir::open(directory(path).unwrap().as_fd(), Links::Follow, &mut way).unwrap();
-        way.sync().unwrap();
+        way.sync(&mut Disk::one_by_one()).unwrap();
         maildir
     }
 
     fn into(maildir: &Maildir, messages: Vec<(String, Writing)>) -> Delivered {
-        deliver(vec![(maildir, messages)], &mut Way::default()).remove(0)
+        deliver(vec![(maildir, messages)], &mut Way::default(), &mut Disk::one_by_one()).remove(0)
     }
 
     fn files(path: &std::path::Path) -> usize {
@@ -252,7 +262,7 @@ mod tests {
         let there = tempfile::tempdir().unwrap();
         let (gone, there_too) = (vec![("name".into(), text("x"))], opened(there.path()));
         let mail = vec![(&maildir, gone), (&there_too, vec![("name".into(), text("y"))])];
-        let results = deliver(mail, &mut Way::default());
+        let results = deliver(mail, &mut Way::default(), &mut Disk::one_by_one());
         assert!(results[0].is_err());
         assert!(results[1].as_ref().unwrap()[0].is_ok(), "the others have theirs");
     }

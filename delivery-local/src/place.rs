@@ -10,7 +10,8 @@ use std::path::{Component, Path};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fstat, mkdirat};
-use nix::unistd::fsync;
+
+use crate::disk::Disk;
 
 /// A mailbox is its user's alone.
 const PRIVATE: Mode = Mode::S_IRWXU;
@@ -40,12 +41,20 @@ impl Way {
         Ok(())
     }
 
-    /// Syncs every directory once, and forgets them when that succeeds.
-    pub fn sync(&mut self) -> io::Result<()> {
-        for directory in self.0.values() {
-            fsync(directory)?;
-        }
+    /// The directories, each once.
+    pub fn directories(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.values().map(AsFd::as_fd)
+    }
+
+    /// All of them are on the disk.
+    pub fn synced(&mut self) {
         self.0.clear();
+    }
+
+    /// Syncs every directory once, and forgets them when that succeeds.
+    pub fn sync(&mut self, disk: &mut Disk) -> io::Result<()> {
+        disk.sync(&self.directories().collect::<Vec<_>>()).into_iter().collect::<io::Result<()>>()?;
+        self.synced();
         Ok(())
     }
 }
@@ -118,7 +127,7 @@ mod tests {
         beneath(base.as_fd(), Path::new("v.test/u"), Links::Refuse, &mut way).unwrap();
         beneath(base.as_fd(), Path::new("v.test/w"), Links::Refuse, &mut way).unwrap();
         assert_eq!(way.0.len(), 2, "the base and the domain, each once");
-        way.sync().unwrap();
+        way.sync(&mut Disk::one_by_one()).unwrap();
         assert!(way.0.is_empty());
         let made = std::fs::metadata(temp.path().join("v.test/u")).unwrap();
         assert!(made.is_dir());

@@ -17,6 +17,7 @@ use postern_ipc::{LinkError, blocking};
 use postern_sandbox::{Grant, SandboxError, become_user, confine_worker};
 use postern_smtp::Reply;
 
+use crate::disk::Disk;
 use crate::maildir::{self, Delivered, Gone, Maildir, Names};
 use crate::mbox::{Mbox, MboxError, PATIENCE, from_line};
 use crate::place::{self, Links, Way};
@@ -54,7 +55,7 @@ pub fn run(post: &Post, host: &str, socket: OwnedFd, base: Option<OwnedFd>) -> i
 
 /// The mailbox, opened with the user's own rights.
 enum Desk {
-    Maildir(Maildir, Way),
+    Maildir(Maildir, Way, Disk),
     Mbox(Mbox),
     Base(Base),
     /// It cannot be opened: what every job is answered.
@@ -67,6 +68,7 @@ struct Base {
     open: HashMap<String, Maildir>,
     /// To those of them that were not delivered to yet.
     way: Way,
+    disk: Disk,
 }
 
 fn settle(post: &Post, base: Option<OwnedFd>) -> Result<Desk, SandboxError> {
@@ -96,7 +98,8 @@ fn open(post: &Post, base: Option<OwnedFd>) -> io::Result<(Desk, Option<OwnedFd>
             let mut way = Way::default();
             let directory = place::beneath(place::directory(within)?.as_fd(), rest, Links::Follow, &mut way)?;
             let maildir = Maildir::open(directory.as_fd(), Links::Follow, &mut way)?;
-            Ok((Desk::Maildir(maildir, way), Some(directory)))
+            let disk = Disk::of(directory.as_fd())?;
+            Ok((Desk::Maildir(maildir, way, disk), Some(directory)))
         }
         Place::Mbox { path } => {
             let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
@@ -105,7 +108,8 @@ fn open(post: &Post, base: Option<OwnedFd>) -> io::Result<(Desk, Option<OwnedFd>
         }
         Place::Virtual { .. } => {
             let directory = base.ok_or_else(|| io::Error::other("no base of virtual mailboxes"))?;
-            Ok((Desk::Base(Base { directory, open: HashMap::new(), way: Way::default() }), None))
+            let disk = Disk::of(directory.as_fd())?;
+            Ok((Desk::Base(Base { directory, open: HashMap::new(), way: Way::default(), disk }), None))
         }
     }
 }
@@ -169,7 +173,13 @@ impl Worker {
                 answer_all(jobs, reply);
                 Ok(())
             }
-            Desk::Maildir(maildir, way) => into_maildir(maildir, way, names, jobs),
+            Desk::Maildir(maildir, way, disk) => {
+                let copies = copies(jobs.iter_mut(), |_| names.next(now().as_micros() as u64));
+                for results in maildir::deliver(vec![(maildir, copies)], way, disk) {
+                    distribute(jobs, results.map_err(|Gone| Renew)?);
+                }
+                Ok(())
+            }
             Desk::Mbox(mbox) => into_mbox(mbox, jobs),
             Desk::Base(base) => {
                 base.deliver(names, jobs);
@@ -233,14 +243,6 @@ fn write_copy(job: &Job, recipient: &Mailbox, mut out: &mut dyn Write) -> io::Re
     stored::write(&mut out, reverse_path, recipient, content, job.file.as_ref())
 }
 
-fn into_maildir(maildir: &Maildir, way: &mut Way, names: &mut Names, jobs: &mut [Job]) -> Result<(), Renew> {
-    let copies = copies(jobs.iter_mut(), |_| names.next(now().as_micros() as u64));
-    for results in maildir::deliver(vec![(maildir, copies)], way) {
-        distribute(jobs, results.map_err(|Gone| Renew)?);
-    }
-    Ok(())
-}
-
 fn into_mbox(mbox: &mut Mbox, batch: &mut (impl Batch + ?Sized)) -> Result<(), Renew> {
     let seconds = now().as_secs() as i64;
     let copies = copies(batch.jobs(), |job| from_line(&job.deliver.reverse_path, seconds));
@@ -288,7 +290,7 @@ impl Base {
                 mail.push((maildir, copies(jobs, |_| names.next(now().as_micros() as u64))));
             }
         }
-        let results: Vec<Delivered> = maildir::deliver(mail, &mut self.way);
+        let results: Vec<Delivered> = maildir::deliver(mail, &mut self.way, &mut self.disk);
         let mut gone = Vec::new();
         for ((path, mut jobs), results) in ready.into_iter().zip(results) {
             match results {
@@ -325,7 +327,7 @@ impl Base {
     fn try_mbox(&mut self, path: &str, jobs: &mut [&mut Job]) -> io::Result<Result<(), Renew>> {
         let within = self.directory.as_fd();
         let (directory, name) = place::parent_beneath(within, Path::new(path), Links::Refuse, &mut self.way)?;
-        self.way.sync()?;
+        self.way.sync(&mut self.disk)?;
         Ok(into_mbox(&mut Mbox::open(directory, name)?, jobs))
     }
 }

@@ -107,7 +107,7 @@ const ACCEPT: &[libc::c_long] = &[libc::SYS_accept4, libc::SYS_accept];
 #[rustfmt::skip]
 const WRITE_FILES: &[libc::c_long] = &[
     libc::SYS_pwrite64, libc::SYS_pwritev, libc::SYS_pwritev2, libc::SYS_fsync, libc::SYS_fdatasync,
-    libc::SYS_sync_file_range, libc::SYS_ftruncate, libc::SYS_fallocate, libc::SYS_fadvise64,
+    libc::SYS_syncfs, libc::SYS_sync_file_range, libc::SYS_ftruncate, libc::SYS_fallocate, libc::SYS_fadvise64,
     libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_unlinkat, libc::SYS_linkat, libc::SYS_mkdirat,
     libc::SYS_fchmod, libc::SYS_utimensat, libc::SYS_copy_file_range, libc::SYS_sendfile, libc::SYS_flock,
     libc::SYS_umask,
