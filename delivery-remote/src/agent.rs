@@ -22,6 +22,7 @@ use postern_smtp::{EnhancedCode, Reply};
 use crate::attempt::{Attempt, Clock};
 use crate::connection::{Connection, Patience};
 use crate::content::Source;
+use crate::lanes::Lanes;
 use crate::routing::{Candidate, Endpoint, Refusal, Route, Step};
 
 /// How long transactions may go on after the program was told to stop.
@@ -53,7 +54,7 @@ pub(crate) struct Agent {
     /// By the queue-manager's number.
     attempts: HashMap<u64, Attempt>,
     connections: HashMap<Token, Connection>,
-    idle: HashMap<Destination, Vec<Token>>,
+    lanes: Lanes,
     questions: HashMap<RequestId, (u64, Instant)>,
     last_question: RequestId,
     /// Addresses that were not reached: until then they come last.
@@ -84,7 +85,7 @@ impl Agent {
             resolver: Port::new(host, Peer::only(Role::Resolver)),
             attempts: HashMap::new(),
             connections: HashMap::new(),
-            idle: HashMap::new(),
+            lanes: Lanes::default(),
             questions: HashMap::new(),
             last_question: 0,
             shunned: HashMap::new(),
@@ -142,6 +143,9 @@ impl Agent {
         for token in std::mem::take(&mut self.again) {
             self.drive(host, token);
         }
+        for destination in self.lanes.take_freed() {
+            self.reconnect(host, &destination);
+        }
         if self.soonest.is_some_and(|at| at <= host.now()) {
             self.expire(host);
         }
@@ -177,8 +181,8 @@ impl Agent {
             .map(|attempt| attempt.job)
             .collect();
         waiting.into_iter().for_each(|job| self.give_up(host, job, &shutting_down()));
-        let idle: Vec<Token> = self.idle.drain().flat_map(|(_, tokens)| tokens).collect();
-        idle.into_iter().for_each(|token| self.quit(host, token));
+        self.lanes.nobody_waits();
+        self.lanes.all_idle().into_iter().for_each(|token| self.quit(host, token));
     }
 
     pub(crate) fn counters(&self) -> Vec<(String, u64)> {
@@ -245,9 +249,30 @@ impl Agent {
         if self.attempts.get(&number).is_some_and(Attempt::is_done) {
             return self.report(host, number);
         }
-        match self.take_idle(&destination) {
+        match self.lanes.take_idle(&destination) {
             Some(token) => self.reuse(host, token, number),
-            None => self.advance(host, number),
+            None if self.has_room(&destination) => self.advance(host, number),
+            None => self.lanes.wait(&destination, number),
+        }
+    }
+
+    /// Another connection may be made to a destination.
+    fn has_room(&self, destination: &Destination) -> bool {
+        self.lanes.has_room(destination, self.settings.delivery.connections)
+    }
+
+    /// The job that has waited longest for a connection to a destination, of those that are still to be done.
+    fn next_waiting(&mut self, destination: &Destination) -> Option<u64> {
+        std::iter::from_fn(|| self.lanes.next_waiting(destination))
+            .find(|job| self.attempts.contains_key(job))
+    }
+
+    /// Connections to a destination were closed: jobs that wait make their own.
+    fn reconnect(&mut self, host: &mut Host, destination: &Destination) {
+        while self.has_room(destination)
+            && let Some(job) = self.next_waiting(destination)
+        {
+            self.advance(host, job);
         }
     }
 
@@ -262,6 +287,15 @@ impl Agent {
                 Step::AskMx(domain) => Query::Mx(domain),
                 Step::AskAddresses(domain) => Query::Addresses(domain),
                 Step::GiveUp(refusal) => return self.give_up(host, job, &refusal),
+                Step::Connect(candidate)
+                    if !self.lanes.has_room(&attempt.destination, self.settings.delivery.connections) =>
+                {
+                    attempt.route.put_back(candidate);
+                    return match self.lanes.take_idle(&attempt.destination) {
+                        Some(token) => self.reuse(host, token, job),
+                        None => self.lanes.wait(&attempt.destination, job),
+                    };
+                }
                 Step::Connect(candidate) => match shun(&self.shunned, attempt, candidate, host.now()) {
                     Some(candidate) => match self.connect(host, job, candidate) {
                         true => return,
@@ -381,6 +415,10 @@ impl Agent {
             self.quit(host, token);
             return self.drive(host, token);
         }
+        if connection.followed {
+            // Perhaps it heard nothing of what came with the content before.
+            self.lanes.set_one_by_one(&connection.destination);
+        }
         connection.client.timed_out();
         self.events(host, token);
         self.close(host, token);
@@ -391,6 +429,7 @@ impl Agent {
             // The queue-manager that comes next queues these again: nobody waits for our results.
             self.attempts.clear();
             self.questions.clear();
+            self.lanes.nobody_waits();
             let busy: Vec<Token> =
                 self.connections.iter().filter(|(_, c)| c.job.is_some()).map(|(token, _)| *token).collect();
             busy.into_iter().for_each(|token| self.close(host, token));

@@ -40,6 +40,10 @@ pub(crate) struct Connection {
     pub(crate) destination: Destination,
     /// The job it works for.
     pub(crate) job: Option<u64>,
+    /// The job after that: its envelope leaves with this one's content.
+    pub(crate) next: Option<u64>,
+    /// The job was such a next one.
+    pub(crate) followed: bool,
     /// Transactions begun.
     pub(crate) transactions: u32,
     pub(crate) deadline: Instant,
@@ -71,6 +75,8 @@ pub(crate) enum NotOpened {
 pub(crate) enum Turn {
     /// Nothing more can be done until the socket says so.
     Blocked,
+    /// All of the content was handed over; its end is not yet said.
+    ContentRead,
     /// More can be done at once, when others had their turn.
     More,
 }
@@ -111,6 +117,8 @@ impl Connection {
             relay,
             destination,
             job: Some(job),
+            next: None,
+            followed: false,
             transactions: 0,
             deadline,
             stream,
@@ -167,14 +175,15 @@ impl Connection {
             if self.readable {
                 *moved += self.read(&mut buffer);
             }
-            if self.client.wants_content()
+            // As much as it takes, so that a small message leaves with its end, by one call and in one packet.
+            while self.client.wants_content()
                 && let Some(source) = source.as_deref_mut()
             {
+                *moved += 1;
                 match source.read(&mut buffer)? {
-                    0 => self.client.content_end(),
+                    0 => return Ok(Turn::ContentRead),
                     count => self.client.content(buffer.get(..count).unwrap_or_default()),
                 }
-                *moved += 1;
             }
             if self.writable && !self.client.output().is_empty() {
                 *moved += self.write();

@@ -6,7 +6,9 @@
 //!     destination's servers ([`routing`]: MX records by preference, null MX, addresses where there is no
 //!     MX, address literals and `[host]:port` routes), connects, sends, and reports every recipient
 //!     exactly once: delivered, deferred or failed. A connection that served a message is kept for a few
-//!     seconds for the next one to the same destination, for a hundred messages at most. Each result is
+//!     seconds for the next one to the same destination, for a hundred messages at most. Where more jobs
+//!     come than there may be connections they wait, and the envelope of one that waits leaves with the
+//!     content of the one before it, which halves the time of a message to a far host. Each result is
 //!     one `Delivery` line in the log. The program is [`Courier`], which is generic over the protocol:
 //!     postern-lmtp is the same with LMTP.
 //!
@@ -22,7 +24,9 @@
 //!     A server that cannot be reached, greets with a refusal, or breaks off before content makes room
 //!     for the next address, then the next exchanger; when all failed the job is deferred, and the
 //!     destination reported as down. After content was begun a loss defers the recipients: the message
-//!     may have been taken, so a second copy is possible, as RFC 5321 §6.1 has it. When the
+//!     may have been taken, so a second copy is possible, as RFC 5321 §6.1 has it. A job whose envelope had
+//!     left with that content goes another way; where a server never answers such an envelope, no more
+//!     are sent so as long as there are connections to it. When the
 //!     queue-manager goes away its jobs are dropped, connections and all: it queues them again. Told to
 //!     stop, it finishes transactions under way for ten seconds and defers the rest.
 //!
@@ -39,6 +43,7 @@ mod attempt;
 mod connection;
 mod content;
 mod courier;
+mod lanes;
 pub mod routing;
 #[cfg(test)]
 mod tests;

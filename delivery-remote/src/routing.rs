@@ -181,6 +181,12 @@ impl Route {
         Ok(())
     }
 
+    /// A candidate that [`Route::step`] gave was not tried: it is the next one again.
+    pub fn put_back(&mut self, candidate: Candidate) {
+        self.tried -= 1;
+        self.candidates.push_front(candidate);
+    }
+
     /// The resolver's answer to what was asked.
     pub fn answered(&mut self, answer: Result<Records, DnsError>) {
         match std::mem::replace(&mut self.ask, Ask::Nothing) {

@@ -1,6 +1,7 @@
 //! The program over real sockets: the queue-manager and the resolver are played by the test, servers are
 //! threads.
 
+mod following;
 mod rig;
 
 use std::io::{BufRead, BufReader, Read, Seek, Write};
@@ -354,15 +355,20 @@ fn in_chaos_every_job_ends_once() {
         });
         (address, seen)
     };
-    let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.reply_timeout = Duration::from_millis(500));
+    // With few connections envelopes leave with the content before them.
+    let mut rig = Rig::new(Protocol::Smtp, |delivery| {
+        (delivery.reply_timeout, delivery.connections) = (Duration::from_millis(500), 3);
+    });
     let recipients = ["a@b.test", "no@b.test", "later@b.test", "d@b.test"];
     let mut kinds = [0; 3];
     for round in 0..30 {
         let numbers = round * 7..round * 7 + 7;
-        numbers.clone().for_each(|number| rig.send(job(number, smtp(address), &recipients), None));
+        // Of some nobody is accepted.
+        let to = |number| if number % 3 == 0 { &recipients[1..3] } else { &recipients[..] };
+        numbers.clone().for_each(|number| rig.send(job(number, smtp(address), to(number)), None));
         for number in numbers {
             let results = rig.results(number);
-            assert_eq!(results.len(), recipients.len());
+            assert_eq!(results.len(), to(number).len());
             for outcome in results {
                 match outcome {
                     Outcome::Delivered(_) | Outcome::Relayed(_) | Outcome::Passed(_) => kinds[0] += 1,

@@ -62,7 +62,7 @@ pub struct Limits {
     pub lifetime: u64,
     /// The same for a message with the null reverse-path.
     pub bounce_lifetime: u64,
-    /// Jobs to one destination at once.
+    /// Connections to one destination at once: it has twice as many jobs.
     pub connections: u32,
     /// The sender is told that a message is late when it is so old, if it asked for that.
     pub delay_warning: u64,

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use mio::Token;
 use postern_daemon::Host;
 use postern_event::Level;
-use postern_ipc::queue_agent::Destination;
 use postern_smtp::client::{Client, Event};
 use postern_smtp::{EnhancedCode, Reply};
 
@@ -34,6 +33,7 @@ impl Agent {
         match Connection::open(candidate, destination, job, client, registry, token, deadline) {
             Ok(connection) => {
                 self.counts.connections += 1;
+                self.lanes.opened(&connection.destination);
                 self.connections.insert(token, connection);
                 self.wake_at(deadline);
                 true
@@ -51,19 +51,10 @@ impl Agent {
         }
     }
 
-    pub(super) fn take_idle(&mut self, destination: &Destination) -> Option<Token> {
-        let tokens = self.idle.get_mut(destination)?;
-        let token = tokens.pop();
-        if tokens.is_empty() {
-            self.idle.remove(destination);
-        }
-        token
-    }
-
     pub(super) fn reuse(&mut self, host: &mut Host, token: Token, job: u64) {
         let Some(connection) = self.connections.get_mut(&token) else { return self.advance(host, job) };
         self.counts.reused += 1;
-        connection.job = Some(job);
+        (connection.job, connection.followed) = (Some(job), false);
         self.transact(host, token);
         self.drive(host, token);
     }
@@ -93,13 +84,7 @@ impl Agent {
     /// than a message needs is found at every attempt (RFC 6531 §3.5 and RFC 3030 §4 have it returned).
     fn unsuitable(&mut self, host: &mut Host, token: Token, reply: Reply) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        let refusal = Refusal {
-            permanent: !reply.is_transient(),
-            reply,
-            remote: false,
-            destination_down: false,
-            relay: Some(connection.relay.clone()),
-        };
+        let refusal = unsuitable(connection, reply);
         let job = connection.job.take();
         job.into_iter().for_each(|job| self.give_up(host, job, &refusal));
         self.keep(host, token);
@@ -134,9 +119,47 @@ impl Agent {
             let deadline = connection.deadline;
             self.wake_at(deadline);
             match turn {
+                Turn::ContentRead => self.end_content(host, token),
                 _ if busy && moved < TURN => {}
                 Turn::Blocked => return,
                 Turn::More => return self.again.push(token),
+            }
+        }
+    }
+
+    /// Ends the content of a connection's job. The envelope of a job that waits leaves with it.
+    fn end_content(&mut self, host: &mut Host, token: Token) {
+        let Some(connection) = self.connections.get(&token) else { return };
+        let one_by_one = self.lanes.is_one_by_one(&connection.destination);
+        let last = connection.transactions >= TRANSACTIONS_MAX || self.stopping.is_some();
+        if connection.client.can_follow() && !one_by_one && !last {
+            let destination = connection.destination.clone();
+            if let Some(job) = self.next_waiting(&destination) {
+                self.follow(host, token, job);
+            }
+        }
+        if let Some(connection) = self.connections.get_mut(&token) {
+            connection.client.content_end();
+        }
+    }
+
+    fn follow(&mut self, host: &mut Host, token: Token, job: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(attempt) = self.attempts.get_mut(&job) else { return };
+        let transaction = attempt.transaction(&connection.client.extensions(), host.wall(), host.now());
+        match transaction.map(|transaction| connection.client.follow(transaction)) {
+            Ok(Ok(())) => {
+                connection.next = Some(job);
+                connection.transactions += 1;
+                self.counts.reused += 1;
+            }
+            Ok(Err(_)) => {
+                attempt.disconnected();
+                self.lanes.wait_first(&connection.destination, job);
+            }
+            Err(reply) => {
+                let refusal = unsuitable(connection, reply);
+                self.give_up(host, job, &refusal);
             }
         }
     }
@@ -178,10 +201,12 @@ impl Agent {
                     attempt.told(index, outcome, &connection.relay, now, &mut |event| host.emit(event));
                 }
                 (Event::Finished, _) => {
-                    connection.job = None;
+                    connection.job = connection.next.take();
+                    connection.followed = connection.job.is_some();
                     if let Some(job) = job {
                         self.report(host, job);
                     }
+                    // Not if there is a next one, even if all was said of it already.
                     self.keep(host, token);
                 }
                 (Event::Recipient { .. }, None) => {}
@@ -189,23 +214,28 @@ impl Agent {
         }
     }
 
-    /// A connection has nothing to do: keep it for a while, or let it go.
+    /// A connection that has nothing to do is given what waits, or kept for a while, or let go.
     pub(super) fn keep(&mut self, host: &mut Host, token: Token) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         if !connection.client.is_idle() {
             return;
         }
-        let idle: usize = self.idle.values().map(Vec::len).sum();
-        let room = idle < self.settings.delivery.jobs as usize;
+        let room = self.lanes.idle() < self.settings.delivery.jobs as usize;
         if connection.transactions >= TRANSACTIONS_MAX || self.stopping.is_some() || !room {
             return self.quit(host, token);
         }
-        self.idle.entry(connection.destination.clone()).or_default().push(token);
+        let destination = connection.destination.clone();
+        let Some(job) = self.next_waiting(&destination) else { return self.lanes.rest(&destination, token) };
+        if let Some(connection) = self.connections.get_mut(&token) {
+            self.counts.reused += 1;
+            (connection.job, connection.followed) = (Some(job), false);
+            self.transact(host, token);
+        }
     }
 
     pub(super) fn quit(&mut self, host: &mut Host, token: Token) {
-        self.forget_idle(token);
         let Some(connection) = self.connections.get_mut(&token) else { return };
+        self.lanes.forget_idle(&connection.destination, token);
         connection.client.quit();
         if !connection.client.is_quitting() {
             return self.close(host, token);
@@ -239,20 +269,21 @@ impl Agent {
     }
 
     pub(super) fn close(&mut self, host: &mut Host, token: Token) {
-        self.forget_idle(token);
         if let Some(mut connection) = self.connections.remove(&token) {
             connection.unwatch(host.registry());
+            self.lanes.closed(&connection.destination, token);
         }
     }
+}
 
-    pub(super) fn forget_idle(&mut self, token: Token) {
-        let Some(connection) = self.connections.get(&token) else { return };
-        if let Some(tokens) = self.idle.get_mut(&connection.destination) {
-            tokens.retain(|idle| *idle != token);
-            if tokens.is_empty() {
-                self.idle.remove(&connection.destination);
-            }
-        }
+/// A message cannot go to a connection's server.
+fn unsuitable(connection: &Connection, reply: Reply) -> Refusal {
+    Refusal {
+        permanent: !reply.is_transient(),
+        reply,
+        remote: false,
+        destination_down: false,
+        relay: Some(connection.relay.clone()),
     }
 }
 

@@ -31,6 +31,10 @@ pub(super) struct Group {
 /// their directory once, while the next ones gather.
 pub(super) const MAILBOX_JOBS: u32 = 100;
 
+/// One under way, and one whose envelope leaves with its content. The agent sees to it that there are no more
+/// connections than are allowed.
+pub(super) const JOBS_A_CONNECTION: u32 = 2;
+
 /// New mail is preferred over deferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
@@ -59,7 +63,7 @@ impl Place {
         match &self.destination {
             _ if self.failures > 0 => 1,
             Destination::Local { .. } | Destination::Virtual { .. } => MAILBOX_JOBS,
-            Destination::Smtp(_) | Destination::Lmtp(_) => connections.max(1),
+            Destination::Smtp(_) | Destination::Lmtp(_) => JOBS_A_CONNECTION * connections.max(1),
         }
     }
 

@@ -11,7 +11,7 @@ use postern_smtp::parameters::{ByMode, Notify};
 use postern_spool::{DoneStatus, Success};
 use proptest::prelude::*;
 
-use super::destination::MAILBOX_JOBS;
+use super::destination::{JOBS_A_CONNECTION, MAILBOX_JOBS};
 use super::*;
 
 mod anything;
@@ -23,7 +23,8 @@ const LIMITS: Limits = Limits {
     retry_most: 8000,
     lifetime: 60_000,
     bounce_lifetime: 20_000,
-    connections: 2,
+    // Two jobs.
+    connections: 1,
     delay_warning: 10_000,
     delay_warning_unasked: None,
 };
@@ -201,7 +202,7 @@ impl World {
         let same = self.jobs.values().filter(|(o, _)| o.destination == order.destination).count();
         let most = match order.destination {
             Destination::Local { .. } | Destination::Virtual { .. } => MAILBOX_JOBS,
-            Destination::Smtp(_) | Destination::Lmtp(_) => LIMITS.connections,
+            Destination::Smtp(_) | Destination::Lmtp(_) => JOBS_A_CONNECTION * LIMITS.connections,
         };
         assert!(same < most as usize, "destination over its limit");
         let running = self.jobs.values().filter(|(o, _)| o.agent == order.agent).count();

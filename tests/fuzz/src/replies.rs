@@ -1,5 +1,7 @@
 //! What servers say to our client.
 
+use std::collections::VecDeque;
+
 use postern_address::{Domain, Mailbox, ReversePath};
 use postern_smtp::client::{Client, Event, Protocol, ReplyParser, Transaction};
 use postern_smtp::parameters::{Body, MailParameters};
@@ -39,7 +41,7 @@ fn replies(cut: &[&[u8]]) -> (Vec<String>, bool) {
 fn dialogue(cut: &[&[u8]], options: u8, random: &mut Random) {
     let protocol = if options & 1 == 0 { Protocol::Smtp } else { Protocol::Lmtp };
     let mut client = Client::new(protocol, Domain::parse("mx.test").unwrap());
-    let (mut sent, mut open, mut ended) = (Vec::new(), None, 0);
+    let (mut sent, mut open, mut ended) = (Vec::new(), VecDeque::new(), 0);
     for piece in cut {
         client.input(piece);
         step(&mut client, &mut sent, &mut open, &mut ended, options, random);
@@ -49,14 +51,14 @@ fn dialogue(cut: &[&[u8]], options: u8, random: &mut Random) {
     }
     step(&mut client, &mut sent, &mut open, &mut ended, options, random);
     assert!(client.is_closed() && is_strict(&sent));
-    assert!(open.is_none(), "somebody was never told of: {open:?}");
+    assert!(open.is_empty(), "somebody was never told of: {open:?}");
 }
 
-/// Does what is to be done; `open` is who of a transaction was not told of yet.
+/// Does what is to be done; `open` is who was not told of yet of a transaction, and of the one that follows it.
 fn step(
     client: &mut Client,
     sent: &mut Vec<u8>,
-    open: &mut Option<Vec<usize>>,
+    open: &mut VecDeque<Vec<usize>>,
     ended: &mut u32,
     options: u8,
     random: &mut Random,
@@ -64,33 +66,39 @@ fn step(
     loop {
         while let Some(event) = client.event() {
             match event {
-                Event::Ready => assert!(open.is_none()),
+                Event::Ready => assert!(open.is_empty()),
                 Event::Unusable { .. } => {
                     // Those not told of are tried elsewhere.
-                    *open = None;
+                    open.pop_front();
+                    assert!(open.is_empty(), "another follows on a connection of no use");
                 }
                 Event::Recipient { index, .. } => {
-                    let pending = open.as_mut().expect("nobody asked");
+                    let pending = open.front_mut().expect("nobody asked");
                     let place = pending.iter().position(|n| *n == index).expect("told of twice");
                     pending.swap_remove(place);
                 }
                 Event::Finished => {
-                    assert_eq!(open.take(), Some(Vec::new()), "somebody was not told of");
+                    assert_eq!(open.pop_front(), Some(Vec::new()), "somebody was not told of");
                     *ended += 1;
                 }
             }
         }
-        if client.is_idle() && open.is_none() && *ended < 3 {
+        if client.is_idle() && open.is_empty() && *ended < 3 {
             let transaction = transaction(options);
             let pending = (0..transaction.recipients.len()).collect();
             if client.begin(transaction).is_ok() {
-                *open = Some(pending);
+                open.push_back(pending);
                 continue;
             }
         }
         if client.wants_content() {
             let content: &[u8] = b"a\r\n.\r\nb\nc\rd\r\n";
             pieces(content, random).into_iter().for_each(|piece| client.content(piece));
+            let next = transaction(options);
+            let pending = (0..next.recipients.len()).collect();
+            if *ended < 2 && random.below(2) == 0 && client.follow(next).is_ok() {
+                open.push_back(pending);
+            }
             client.content_end();
         }
         if client.output().is_empty() {

@@ -45,8 +45,8 @@ pub enum Event {
         /// Its end.
         outcome: Outcome,
     },
-    /// Every recipient of the transaction was told of. Another may begin, unless [`Client::is_closed`]
-    /// or [`Client::is_quitting`].
+    /// Every recipient of the transaction was told of. From here on it is about the one that followed, if there was
+    /// one; else another may begin, unless [`Client::is_closed`] or [`Client::is_quitting`].
     Finished,
 }
 
@@ -80,6 +80,8 @@ pub struct Client {
     expected: VecDeque<Expected>,
     answered: Option<Command>,
     open: Option<Open>,
+    /// The transaction behind the open one, and the replies that are expected to it.
+    following: Option<(Open, usize)>,
     needs_reset: bool,
     events: VecDeque<Event>,
 }
@@ -118,6 +120,7 @@ impl Client {
             expected: VecDeque::new(),
             answered: None,
             open: None,
+            following: None,
             needs_reset: false,
             events: VecDeque::new(),
         };
@@ -162,9 +165,10 @@ impl Client {
         }
     }
 
-    /// Begins a transaction, or gives it back when the session cannot take one now.
+    /// Begins a transaction, or gives it back when the session cannot take one now. Every event must have been heard:
+    /// those to come are then about this transaction.
     pub fn begin(&mut self, transaction: Transaction) -> Result<(), Box<Transaction>> {
-        if self.state != State::Idle || transaction.recipients.is_empty() {
+        if !self.is_idle() || transaction.recipients.is_empty() {
             return Err(Box::new(transaction));
         }
         let lmtp = self.protocol == Protocol::Lmtp;
@@ -176,11 +180,37 @@ impl Client {
         Ok(())
     }
 
-    /// Content can be taken: call [`Client::content`] or [`Client::content_end`].
+    /// Hands over the transaction that follows this one, whose content is under way. Its envelope leaves with the end
+    /// of that content, in one group (RFC 2920 §3.1): over a long way that halves the time of a message. Given back
+    /// when the server does not take it so, or when not all of its recipients can be sent to: begin it later.
+    pub fn follow(&mut self, transaction: Transaction) -> Result<(), Box<Transaction>> {
+        if !self.can_follow() || transaction.recipients.is_empty() {
+            return Err(Box::new(transaction));
+        }
+        let lmtp = self.protocol == Protocol::Lmtp;
+        let (open, refused) = Open::new(transaction, lmtp, false, self.extensions);
+        if !refused.is_empty() {
+            return Err(Box::new(open.transaction));
+        }
+        self.following = Some((open, 0));
+        Ok(())
+    }
+
+    /// [`Client::follow`] may be called.
+    pub fn can_follow(&self) -> bool {
+        let content = |open: &Open| open.phase == Phase::Content && !open.chunks;
+        self.extensions.pipelining && self.following.is_none() && self.open.as_ref().is_some_and(content)
+    }
+
+    /// Content can be taken: call [`Client::content`] or [`Client::content_end`]. Not while there are events: they may
+    /// be about another transaction than the content is of.
     pub fn wants_content(&self) -> bool {
         // Of chunks one after the other: a server that refuses one is not sent the rest.
         let chunk = self.expected.front().is_some_and(|expected| expected.to == Command::Chunk);
-        !chunk && self.output().len() < CONTENT_AHEAD && self.phase() == Some(Phase::Content)
+        !chunk
+            && self.events.is_empty()
+            && self.output().len() < CONTENT_AHEAD
+            && self.phase() == Some(Phase::Content)
     }
 
     /// The next piece of content. Pieces of at most 32 KiB keep the memory below 200 KiB.
@@ -220,6 +250,18 @@ impl Client {
             Protocol::Smtp => self.expect(Command::End),
             Protocol::Lmtp => accepted.into_iter().for_each(|index| self.expect(Command::EndFor(index))),
         }
+        self.announce();
+    }
+
+    /// Says the envelope of what follows.
+    fn announce(&mut self) {
+        let Some((mut next, _)) = self.following.take() else { return };
+        let before = self.expected.len();
+        while let Some(command) = next.plan.pop_front_if(|command| *command != Command::Chunks) {
+            self.say(&next.line(command, self.extensions));
+            self.expect(command);
+        }
+        self.following = Some((next, self.expected.len() - before));
     }
 
     /// Something of our own went wrong (the content cannot be read, we are shutting down): end without
@@ -228,6 +270,7 @@ impl Client {
         if self.open.is_some() {
             self.tell_pending(|| Outcome::deferred(reply.clone(), false));
             self.finish();
+            self.put_back(reply, false);
         }
         self.state = State::Closed;
     }
@@ -253,9 +296,9 @@ impl Client {
         }
     }
 
-    /// Between transactions.
+    /// Between transactions, and all that came of them was heard.
     pub fn is_idle(&self) -> bool {
-        self.state == State::Idle
+        self.state == State::Idle && self.events.is_empty()
     }
 
     /// QUIT is on its way.
@@ -464,6 +507,7 @@ impl Client {
         if in_content && reply.code >= 400 {
             self.tell_pending(|| Outcome::remote(reply.clone()));
             self.finish();
+            self.put_back(reply, true);
             self.state = State::Closed;
         } else if reply.code == 421 {
             self.lose(reply, true);
@@ -509,6 +553,7 @@ impl Client {
             (State::Busy, _) => {
                 self.tell_pending(|| Outcome::deferred(reply.clone(), remote));
                 self.finish();
+                self.put_back(reply, remote);
             }
             (State::Idle | State::Quitting | State::Closed, _) => {}
         }
@@ -560,19 +605,28 @@ impl Client {
         }
         let over =
             self.open.as_ref().is_some_and(|open| open.phase != Phase::Content && open.plan.is_empty());
-        if self.state == State::Busy && over && self.expected.is_empty() {
+        let behind = self.following.as_ref().map_or(0, |(_, replies)| *replies);
+        if self.state == State::Busy && over && self.expected.len() == behind {
             self.finish();
         }
     }
 
-    /// Ends the transaction. Nobody may be left untold: whoever is (no path leads here) is deferred.
+    /// Ends the transaction, and goes over to the one that follows. Nobody may be left untold: whoever is (no path leads
+    /// here) is deferred.
     fn finish(&mut self) {
         self.tell_pending(|| {
             Outcome::deferred(Reply::new(451, EnhancedCode::new(4, 3, 0), "transaction ended early"), false)
         });
-        self.open = None;
-        self.state = State::Idle;
         self.events.push_back(Event::Finished);
+        self.open = self.following.take().map(|(open, _)| open);
+        self.state = if self.open.is_some() { State::Busy } else { State::Idle };
+    }
+
+    /// The session ended with the transaction before: what was to follow is free for another.
+    fn put_back(&mut self, reply: Reply, remote: bool) {
+        if self.open.take().is_some() {
+            self.events.push_back(Event::Unusable { reply: with_enhanced(reply), remote });
+        }
     }
 
     fn tell(&mut self, index: usize, outcome: Outcome) {

@@ -9,6 +9,7 @@ use crate::parameters::{Body, MailParameters};
 use crate::reply::{EnhancedCode, Reply};
 
 mod asks;
+mod follow;
 
 /// A strict server: reads only what has arrived, answers by a script, and keeps what it was told.
 struct Server {

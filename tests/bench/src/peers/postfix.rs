@@ -114,7 +114,7 @@ fn configure(d: &Path, workload: Workload, beside: &Beside) {
             text.push_str(match workload {
                 // As Postern does it in this workload.
                 Workload::Flaky => {
-                    "minimal_backoff_time = 1\nmaximal_backoff_time = 2\nqueue_run_delay = 1\n"
+                    "minimal_backoff_time = 1\nmaximal_backoff_time = 1\nqueue_run_delay = 1\n"
                 }
                 // A process for each client.
                 Workload::Idle => "default_process_limit = 1100\n",

@@ -1,0 +1,176 @@
+//! What there is for each destination: how many connections, which of them are idle, and the jobs that wait for one.
+
+use std::collections::{HashMap, VecDeque};
+
+use mio::Token;
+use postern_ipc::queue_agent::Destination;
+
+/// Every destination with a connection or a job that waits.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    lanes: HashMap<Destination, Lane>,
+    idle: usize,
+    /// A connection of these was closed: a job that waits may make another.
+    freed: Vec<Destination>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    connections: usize,
+    idle: Vec<Token>,
+    waiting: VecDeque<u64>,
+    one_by_one: bool,
+}
+
+impl Lanes {
+    /// Another connection may be made where `most` are allowed.
+    pub(crate) fn has_room(&self, destination: &Destination, most: u32) -> bool {
+        self.lanes.get(destination).is_none_or(|lane| lane.connections < most.max(1) as usize)
+    }
+
+    /// A connection was begun.
+    pub(crate) fn opened(&mut self, destination: &Destination) {
+        self.lanes.entry(destination.clone()).or_default().connections += 1;
+    }
+
+    /// A connection is no more.
+    pub(crate) fn closed(&mut self, destination: &Destination, token: Token) {
+        self.forget_idle(destination, token);
+        let Some(lane) = self.lanes.get_mut(destination) else { return };
+        lane.connections = lane.connections.saturating_sub(1);
+        if !lane.waiting.is_empty() {
+            self.freed.push(destination.clone());
+        } else if lane.connections == 0 {
+            self.lanes.remove(destination);
+        }
+    }
+
+    /// The destinations of which a connection was closed while jobs wait there.
+    pub(crate) fn take_freed(&mut self) -> Vec<Destination> {
+        std::mem::take(&mut self.freed)
+    }
+
+    /// A connection has nothing to do.
+    pub(crate) fn rest(&mut self, destination: &Destination, token: Token) {
+        self.lanes.entry(destination.clone()).or_default().idle.push(token);
+        self.idle += 1;
+    }
+
+    /// The connection that became idle last.
+    pub(crate) fn take_idle(&mut self, destination: &Destination) -> Option<Token> {
+        let token = self.lanes.get_mut(destination)?.idle.pop()?;
+        self.idle -= 1;
+        Some(token)
+    }
+
+    /// The connection is not idle any more, if it was.
+    pub(crate) fn forget_idle(&mut self, destination: &Destination, token: Token) {
+        let Some(lane) = self.lanes.get_mut(destination) else { return };
+        let before = lane.idle.len();
+        lane.idle.retain(|idle| *idle != token);
+        self.idle -= before - lane.idle.len();
+    }
+
+    /// Every idle connection.
+    pub(crate) fn all_idle(&self) -> Vec<Token> {
+        self.lanes.values().flat_map(|lane| &lane.idle).copied().collect()
+    }
+
+    /// How many are idle.
+    pub(crate) fn idle(&self) -> usize {
+        self.idle
+    }
+
+    /// A job waits for a connection.
+    pub(crate) fn wait(&mut self, destination: &Destination, job: u64) {
+        self.lanes.entry(destination.clone()).or_default().waiting.push_back(job);
+    }
+
+    /// A job waits again, before all others.
+    pub(crate) fn wait_first(&mut self, destination: &Destination, job: u64) {
+        self.lanes.entry(destination.clone()).or_default().waiting.push_front(job);
+    }
+
+    /// The job that has waited longest.
+    pub(crate) fn next_waiting(&mut self, destination: &Destination) -> Option<u64> {
+        self.lanes.get_mut(destination)?.waiting.pop_front()
+    }
+
+    /// Nobody waits any more.
+    pub(crate) fn nobody_waits(&mut self) {
+        self.lanes.values_mut().for_each(|lane| lane.waiting.clear());
+        self.lanes.retain(|_, lane| lane.connections > 0);
+        self.freed.clear();
+    }
+
+    /// Its servers do not answer an envelope that comes with the content of another message.
+    pub(crate) fn set_one_by_one(&mut self, destination: &Destination) {
+        if let Some(lane) = self.lanes.get_mut(destination) {
+            lane.one_by_one = true;
+        }
+    }
+
+    /// An envelope must not come with the content of another message.
+    pub(crate) fn is_one_by_one(&self, destination: &Destination) -> bool {
+        self.lanes.get(destination).is_some_and(|lane| lane.one_by_one)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_ipc::queue_agent::Nexthop;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn destination(n: u16) -> Destination {
+        Destination::Smtp(Nexthop::Address(([127, 0, 0, 1], n).into()))
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: the limit holds, an idle connection is given once, nobody who waits
+        /// is forgotten, and nothing of a destination that nobody needs is kept.
+        #[test]
+        fn nothing_is_lost(story in proptest::collection::vec((0u8..6, 0u16..3), 0..200)) {
+            let mut lanes = Lanes::default();
+            // Where to, and which.
+            let mut open: Vec<(u16, usize)> = Vec::new();
+            let mut idle: Vec<(u16, usize)> = Vec::new();
+            let mut waiting: Vec<VecDeque<u64>> = vec![VecDeque::new(); 3];
+            for (n, (what, at)) in story.into_iter().enumerate() {
+                let to = destination(at);
+                match what {
+                    0 if lanes.has_room(&to, 2) => {
+                        lanes.opened(&to);
+                        open.push((at, n));
+                        prop_assert!(open.iter().filter(|(there, _)| *there == at).count() <= 2);
+                    }
+                    0 | 1 => {
+                        lanes.wait(&to, n as u64);
+                        waiting[at as usize].push_back(n as u64);
+                    }
+                    2 => if let Some(place) = open.iter().position(|busy| busy.0 == at && !idle.contains(busy)) {
+                        lanes.rest(&to, Token(open[place].1));
+                        idle.push(open[place]);
+                    },
+                    3 => {
+                        let last = idle.iter().rposition(|(there, _)| *there == at).map(|place| idle.remove(place));
+                        prop_assert_eq!(lanes.take_idle(&to), last.map(|(_, token)| Token(token)));
+                    }
+                    4 => if let Some(place) = open.iter().position(|(there, _)| *there == at) {
+                        let gone = open.remove(place);
+                        idle.retain(|one| *one != gone);
+                        lanes.closed(&to, Token(gone.1));
+                        prop_assert_eq!(lanes.take_freed().contains(&to), !waiting[at as usize].is_empty());
+                    },
+                    _ => prop_assert_eq!(lanes.next_waiting(&to), waiting[at as usize].pop_front()),
+                }
+                prop_assert_eq!(lanes.idle(), idle.len());
+                prop_assert_eq!(lanes.all_idle().len(), idle.len());
+            }
+            lanes.nobody_waits();
+            open.into_iter().for_each(|(at, token)| lanes.closed(&destination(at), Token(token)));
+            prop_assert!(lanes.lanes.is_empty() && lanes.idle() == 0);
+        }
+    }
+}
