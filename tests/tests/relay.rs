@@ -1,7 +1,14 @@
 //! Mail to other hosts: who is asked, in which order, and what is made of the answers.
 #![allow(clippy::unwrap_used)]
 
-use postern_tests::{Address, Answer, Nsd, Sink, System, have, have_root, message};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use postern_tests::{
+    Address, Answer, Dovecot, Nsd, Postfix, Sink, System, have, have_root, maildir, message, until,
+};
 
 #[test]
 fn a_route_leads_to_a_host() {
@@ -76,6 +83,44 @@ fn connections_are_used_again() {
     assert_eq!(taken.len(), 10);
     let connections = taken.iter().map(|taken| taken.connection).max().unwrap() + 1;
     assert!(connections < 10, "{connections} connections for 10 messages");
+}
+
+/// What Postfix and Dovecot make of envelopes that come in one group with the content before them (RFC 2920 §3.1).
+#[test]
+fn envelopes_that_leave_with_the_content_before_them() {
+    if !have(&["postfix", "dovecot", "python3"]) || !have_root() {
+        return;
+    }
+    let (postfix, dovecot) = (Postfix::start("normalize", false), Dovecot::start(&["u@d.test"]));
+    let lmtp = format!("lmtp:unix:{}", dovecot.lmtp_socket().display());
+    let system = System::builder()
+        .relay()
+        .route("v.test", &postfix.via())
+        .route("d.test", &lmtp)
+        .set("delivery", "connections", "1")
+        .start();
+    let agents = ["delivery-remote", "lmtp"].map(|name| Pid::from_raw(system.pids()[name] as i32));
+    // So that the others wait when the first is delivered.
+    agents.iter().for_each(|agent| kill(*agent, Signal::SIGSTOP).unwrap());
+    let mut client = system.smtp();
+    let text = |n: usize| message(&format!("number {n}"));
+    let ids: Vec<_> = (0..40)
+        .map(|n| client.send("a@x.test", &[["u1@v.test", "u@d.test"][n % 2]], &text(n)).unwrap())
+        .collect();
+    agents.iter().for_each(|agent| kill(*agent, Signal::SIGCONT).unwrap());
+    ids.iter().for_each(|id| system.finished(id));
+    let inbox = postfix.mail().join("u1");
+    until("twenty messages", Duration::from_secs(60), || (maildir(&inbox).len() == 20).then_some(()));
+    let subjects = |texts: Vec<Vec<u8>>| {
+        let subject = |text: Vec<u8>| {
+            let text = String::from_utf8(text).unwrap();
+            text.lines().find_map(|line| line.strip_prefix("Subject: number ")?.parse().ok()).unwrap()
+        };
+        texts.into_iter().map(subject).collect::<BTreeSet<usize>>()
+    };
+    let of_postfix = maildir(&inbox).into_iter().map(|mail| mail.bytes).collect();
+    assert_eq!(subjects(of_postfix), (0..40).step_by(2).collect());
+    assert_eq!(subjects(dovecot.inbox("u@d.test")), (1..40).step_by(2).collect());
 }
 
 #[test]
