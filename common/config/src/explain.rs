@@ -249,7 +249,7 @@ impl Config {
         out.value("min-inodes", self.reserve.inodes, self.reserve.inodes == 1000);
         out.title("[delivery] Limits of deliveries");
         out.value("connections", self.delivery.connections, self.delivery.connections == 20);
-        out.value("jobs", self.delivery.jobs, self.delivery.jobs == 400);
+        out.value("jobs", self.delivery.jobs, self.delivery.jobs == 200);
         out.time("connect-timeout", self.delivery.connect_timeout, 30);
         out.time("reply-timeout", self.delivery.reply_timeout, 300);
         out.time("idle-timeout", self.delivery.idle_timeout, 5);

@@ -100,7 +100,7 @@ pub const KEYS: &[Key] = &[
     key("[queue]", "min-free", "\"64 MiB\""),
     key("[queue]", "min-inodes", "1000"),
     key("[delivery]", "connections", "20"),
-    key("[delivery]", "jobs", "400"),
+    key("[delivery]", "jobs", "200"),
     key("[delivery]", "connect-timeout", "\"30 s\""),
     key("[delivery]", "reply-timeout", "\"5 min\""),
     key("[delivery]", "idle-timeout", "\"5 s\""),

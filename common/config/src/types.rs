@@ -314,7 +314,7 @@ pub struct Reserve {
 pub struct Delivery {
     /// `connections` to one destination at once, default 20.
     pub connections: u32,
-    /// `jobs` of one agent at once, default 400.
+    /// `jobs` of one agent at once, default 200.
     pub jobs: u32,
     /// `connect-timeout`, default 30 s.
     pub connect_timeout: Duration,

@@ -20,7 +20,7 @@ const BATCH: usize = 256;
 pub(super) const PROMISES: [&str; 3] = [
     "the message and its name: fsync of a spool file, shared by all that came meanwhile, whose directory entry was \
      synced before",
-    "fsync of the file before it is moved into `new/`, then fsync of the directory",
+    "sync of the file before it is moved into `new/`, then sync of the directory; one syncfs for a batch of four or more",
     "what was done is recorded within a second",
 ];
 
