@@ -274,6 +274,7 @@ impl Agent {
         {
             self.advance(host, job);
         }
+        self.lanes.tidy(destination);
     }
 
     /// Follows the route of a job to its next question or connection, or to its end.

@@ -22,6 +22,12 @@ struct Lane {
     one_by_one: bool,
 }
 
+impl Lane {
+    fn is_unused(&self) -> bool {
+        self.connections == 0 && self.waiting.is_empty()
+    }
+}
+
 impl Lanes {
     /// Another connection may be made where `most` are allowed.
     pub(crate) fn has_room(&self, destination: &Destination, most: u32) -> bool {
@@ -40,7 +46,13 @@ impl Lanes {
         lane.connections = lane.connections.saturating_sub(1);
         if !lane.waiting.is_empty() {
             self.freed.push(destination.clone());
-        } else if lane.connections == 0 {
+        }
+        self.tidy(destination);
+    }
+
+    /// Forgets a destination that nobody waits for and nothing leads to.
+    pub(crate) fn tidy(&mut self, destination: &Destination) {
+        if self.lanes.get(destination).is_some_and(Lane::is_unused) {
             self.lanes.remove(destination);
         }
     }
@@ -99,7 +111,7 @@ impl Lanes {
     /// Nobody waits any more.
     pub(crate) fn nobody_waits(&mut self) {
         self.lanes.values_mut().for_each(|lane| lane.waiting.clear());
-        self.lanes.retain(|_, lane| lane.connections > 0);
+        self.lanes.retain(|_, lane| !lane.is_unused());
         self.freed.clear();
     }
 
@@ -163,8 +175,12 @@ mod tests {
                         lanes.closed(&to, Token(gone.1));
                         prop_assert_eq!(lanes.take_freed().contains(&to), !waiting[at as usize].is_empty());
                     },
-                    _ => prop_assert_eq!(lanes.next_waiting(&to), waiting[at as usize].pop_front()),
+                    _ => {
+                        prop_assert_eq!(lanes.next_waiting(&to), waiting[at as usize].pop_front());
+                        lanes.tidy(&to);
+                    }
                 }
+                prop_assert!(lanes.lanes.values().all(|lane| !lane.is_unused()));
                 prop_assert_eq!(lanes.idle(), idle.len());
                 prop_assert_eq!(lanes.all_idle().len(), idle.len());
             }

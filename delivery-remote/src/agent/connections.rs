@@ -52,11 +52,19 @@ impl Agent {
     }
 
     pub(super) fn reuse(&mut self, host: &mut Host, token: Token, job: u64) {
-        let Some(connection) = self.connections.get_mut(&token) else { return self.advance(host, job) };
+        if !self.connections.contains_key(&token) {
+            return self.advance(host, job);
+        }
+        self.give(host, token, job);
+        self.drive(host, token);
+    }
+
+    /// Gives an idle connection a job. Whoever drives it moves it on.
+    fn give(&mut self, host: &mut Host, token: Token, job: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
         self.counts.reused += 1;
         (connection.job, connection.followed) = (Some(job), false);
         self.transact(host, token);
-        self.drive(host, token);
     }
 
     /// Begins the transaction of a connection's job.
@@ -225,11 +233,9 @@ impl Agent {
             return self.quit(host, token);
         }
         let destination = connection.destination.clone();
-        let Some(job) = self.next_waiting(&destination) else { return self.lanes.rest(&destination, token) };
-        if let Some(connection) = self.connections.get_mut(&token) {
-            self.counts.reused += 1;
-            (connection.job, connection.followed) = (Some(job), false);
-            self.transact(host, token);
+        match self.next_waiting(&destination) {
+            Some(job) => self.give(host, token, job),
+            None => self.lanes.rest(&destination, token),
         }
     }
 

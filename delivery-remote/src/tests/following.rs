@@ -52,8 +52,17 @@ fn one_connection() -> Rig {
     })
 }
 
-fn is_relayed(outcomes: &[Outcome]) -> bool {
-    !outcomes.is_empty() && outcomes.iter().all(|outcome| matches!(outcome, Outcome::Relayed(_)))
+/// So many jobs, numbered from one.
+fn send(rig: &mut Rig, to: SocketAddr, count: u64) {
+    (1..=count).for_each(|number| rig.send(job(number, smtp(to), &["a@b.test"]), None));
+}
+
+/// Sends so many jobs, each of which must be relayed.
+fn all_relayed(rig: &mut Rig, to: SocketAddr, count: u64) {
+    send(rig, to, count);
+    for number in 1..=count {
+        assert!(matches!(rig.results(number)[..], [Outcome::Relayed(_)]), "job {number}");
+    }
 }
 
 #[test]
@@ -91,7 +100,7 @@ fn answers_that_come_together_are_told_apart() {
         until_content(stream)
     });
     let mut rig = one_connection();
-    (1..=3).for_each(|number| rig.send(job(number, smtp(address), &["a@b.test"]), None));
+    send(&mut rig, address, 3);
     let replies = [1, 2, 3].map(|number| rig.results(number)[0].report().reply.to_string());
     assert_eq!(replies, ["250 2.0.0 first", "451 4.3.0 not now", "250 2.0.0 third"]);
     assert_eq!(rig.counter("connections"), 1);
@@ -104,10 +113,7 @@ fn a_session_that_ends_after_one_message_loses_nothing() {
         stream.get_mut().write_all(b"250 Ok\r\n421 4.3.2 one is enough\r\n").ok()
     });
     let mut rig = one_connection();
-    (1..=5).for_each(|number| rig.send(job(number, smtp(address), &["a@b.test"]), None));
-    for number in 1..=5 {
-        assert!(is_relayed(&rig.results(number)), "job {number}");
-    }
+    all_relayed(&mut rig, address, 5);
     assert_eq!(rig.counter("connections"), 5);
 }
 
@@ -130,10 +136,7 @@ fn a_server_that_does_not_hear_it_is_not_asked_so_again() {
     });
     let mut rig = one_connection();
     // What waits while the first connection is given up keeps what is known of the server.
-    (1..=4).for_each(|number| rig.send(job(number, smtp(address), &["a@b.test"]), None));
-    for number in 1..=4 {
-        assert!(is_relayed(&rig.results(number)), "job {number}");
-    }
+    all_relayed(&mut rig, address, 4);
     assert_eq!(rig.counter("connections"), 2);
 }
 
@@ -149,7 +152,7 @@ fn no_more_connections_than_are_allowed() {
         }
     });
     let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.connections = 2);
-    (1..=40).for_each(|number| rig.send(job(number, smtp(address), &["a@b.test"]), None));
+    send(&mut rig, address, 40);
     rig.until(|rig| {
         assert!(rig.counter("connections_now") <= 2);
         (rig.heard.iter().filter(|heard| matches!(heard, FromAgent::Done { .. })).count() == 40).then_some(())
@@ -165,7 +168,7 @@ fn no_more_connections_than_are_allowed() {
 fn who_waits_is_told_when_there_is_nobody() {
     let (address, _held) = nobody();
     let mut rig = one_connection();
-    (1..=6).for_each(|number| rig.send(job(number, smtp(address), &["a@b.test"]), None));
+    send(&mut rig, address, 6);
     for number in 1..=6 {
         assert!(matches!(&rig.results(number)[..], [Outcome::Deferred(report)] if report.destination_down));
     }
@@ -177,7 +180,7 @@ fn stopping_defers_who_waits() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let mut rig = one_connection();
-    (1..=3).for_each(|number| rig.send(job(number, smtp(address), &["a@b.test"]), None));
+    send(&mut rig, address, 3);
     rig.until(|rig| (rig.counter("jobs_now") == 3).then_some(()));
     rig.agent.stop(&mut rig.host);
     for number in 1..=3 {

@@ -297,16 +297,28 @@ fn refused_before_it_is_sent() {
 
 /// A client that has sent `octets` of its content, the connection and its server.
 fn in_content() -> Client {
-    let (mut client, mut server) = (client(Protocol::Smtp), Server::new(Protocol::Smtp));
+    let (mut client, _) = before_content(Protocol::Smtp, FULL);
+    client.content(b"half");
+    client
+}
+
+/// A client that may send the content of a transaction for two, and its server.
+fn before_content(protocol: Protocol, ehlo: &'static [u8]) -> (Client, Server) {
+    let (mut client, mut server) = (client(protocol), Server::new(protocol));
+    server.ehlo = ehlo;
     talk(&mut client, &mut server, b"220 hi\r\n", b"", &[1000]);
     client.begin(transaction(2)).unwrap();
     while !client.wants_content() {
-        let said = client.output().to_vec();
-        client.written(said.len());
-        client.input(&server.hear(&said));
+        exchange(&mut client, &mut server);
     }
-    client.content(b"half");
-    client
+    (client, server)
+}
+
+/// Says what is to be said, and hears the answer.
+fn exchange(client: &mut Client, server: &mut Server) {
+    let said = client.output().to_vec();
+    client.written(said.len());
+    client.input(&server.hear(&said));
 }
 
 fn drain(client: &mut Client) -> Vec<Event> {

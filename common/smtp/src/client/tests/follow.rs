@@ -6,21 +6,9 @@ const FIRST: &[u8] = b"first\r\n";
 
 /// A client in the content of a transaction for two, all of which was handed over, and its server.
 fn ending(protocol: Protocol, ehlo: &'static [u8]) -> (Client, Server) {
-    let (mut client, mut server) = (client(protocol), Server::new(protocol));
-    server.ehlo = ehlo;
-    talk(&mut client, &mut server, b"220 hi\r\n", b"", &[1000]);
-    client.begin(transaction(2)).unwrap();
-    while !client.wants_content() {
-        exchange(&mut client, &mut server);
-    }
+    let (mut client, server) = before_content(protocol, ehlo);
     client.content(FIRST);
     (client, server)
-}
-
-fn exchange(client: &mut Client, server: &mut Server) {
-    let said = client.output().to_vec();
-    client.written(said.len());
-    client.input(&server.hear(&said));
 }
 
 #[test]
