@@ -213,6 +213,7 @@ fn export(spool: &Spool, to: &Path) -> Result<(Report, bool), Failure> {
             // What is behind the foot of a file in `drop/` is its owner's to invent.
             let opened = match *label {
                 "drop" => SpoolFile::open_dropped(directory.as_fd(), &name),
+                "tmp" => SpoolFile::open_unfinished(directory.as_fd(), &name),
                 _ => SpoolFile::open(directory.as_fd(), &name),
             };
             let exported = opened

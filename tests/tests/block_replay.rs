@@ -239,7 +239,7 @@ impl Run {
     fn quiet(&self) -> bool {
         let whole = |name: &String| {
             let tmp = File::open(self.system.spool_path().join("tmp")).unwrap();
-            SpoolFile::open(tmp.as_fd(), name).is_ok()
+            SpoolFile::open_unfinished(tmp.as_fd(), name).is_ok()
         };
         self.system.spool("new").is_empty()
             && !self.system.spool("tmp").iter().any(whole)

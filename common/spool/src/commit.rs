@@ -1,29 +1,40 @@
-//! Files of small messages: how one is laid out and written, and the thread that gathers messages into
-//! the next file while the last one is being synced.
+//! Files of small messages: the thread that gathers messages into the next part of a file, or the next file, while
+//! the last one is being synced.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 
-use crate::format::{self, BLOCK, FOOT_LEN, HEAD_LEN, Head, INDEX_MAX, StoredRef};
+use crate::format::BLOCK;
 use crate::id::QueueId;
+use crate::layout::{Layout, Place};
 use crate::ops::{Directory, Ops, Output, Probe, labelled};
 use crate::writer::{Finished, NewMessage, Shared, Small, Submitted, WriteError, WriterDirs};
 
-/// Most messages of one file. The disk's own time sets the size of a batch; this only bounds how many
-/// clients one bad block can disappoint.
+/// Most messages of one part; a file that has so many gets no further part. The disk's own time sets the size of
+/// a batch; this only bounds how many clients one bad block can disappoint.
 const BATCH_MESSAGES: usize = 256;
-/// Most octets of one file, but for a single message.
+/// Most octets of one part, but for a single message, and those at which a file gets no further part.
 const BATCH_OCTETS: usize = 5 << 18;
 
 /// The mode of files in `drop/`: the queue-manager reads them, and copies.
 const DROP_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR).union(Mode::S_IRGRP);
 
-/// Where the next body may begin in a file of several messages.
-static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+/// For how long a committed file is kept for what comes next, before the queue-manager gets it. What is in it is
+/// accepted, and waits for so long to be delivered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keep {
+    /// Since the last message came.
+    pub(crate) quiet: Duration,
+    /// Since the first message was committed.
+    pub(crate) longest: Duration,
+    /// Most parts of a file. One message that waits for days pins two blocks of each.
+    pub(crate) parts: u32,
+}
 
 /// Writes one message into `directory` and returns when it is on stable storage: a temporary name, a
 /// sync, a rename to the id, a sync of the directory. Blocks. Mode 0640.
@@ -47,7 +58,10 @@ fn write_one_with(ops: &Ops, directory: BorrowedFd<'_>, message: &NewMessage) ->
     // The dot keeps it from being taken for a queue id before it is whole.
     let temporary = format!(".{name}");
     let file = ops.create(&directory, temporary.clone(), DROP_MODE)?;
-    write_file(ops, &directory, &file, &[message])?;
+    if let Err(error) = write_part(ops, &file, &[message], Place::alone(message.id)) {
+        ops.discard(&directory, &temporary);
+        return Err(error);
+    }
     if let Err(error) = ops.rename((&directory, &temporary), (&directory, &name)) {
         ops.discard(&directory, &temporary);
         return Err(error.into());
@@ -61,16 +75,21 @@ fn write_one_with(ops: &Ops, directory: BorrowedFd<'_>, message: &NewMessage) ->
 }
 
 /// A committer thread: until the writer is dropped, the first one then until all that was submitted is written.
-pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops, first: bool) {
-    let tmp = labelled(&dirs.tmp, "tmp");
-    let new = labelled(&dirs.new, "new");
-    while let Some(batch) = next_batch(shared, first) {
-        commit(shared, ops, &tmp, &new, &batch);
+/// With `keep` its files may have several parts.
+pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops, first: bool, keep: Option<Keep>) {
+    let (tmp, new) = (labelled(&dirs.tmp, "tmp"), labelled(&dirs.new, "new"));
+    let mut committer = Committer { shared, ops, tmp, new, keep, kept: None };
+    loop {
+        match next_batch(shared, first, committer.kept_until()) {
+            Next::Batch(batch) => committer.commit(&batch),
+            Next::Quiet => committer.hand_over(),
+            Next::Closed => return committer.hand_over(),
+        }
     }
 }
 
-/// Moves a committed file to where the queue-manager looks. Nothing depends on its success: the message
-/// is safe in `tmp/`, and the queue-manager takes what stays there. NotFound means that it already did.
+/// Moves a committed file to where the queue-manager looks. Nothing depends on its success: the messages
+/// are safe in `tmp/`, and the queue-manager takes what stays there when we have closed it.
 pub(crate) fn publish(ops: &Ops, tmp: &Directory<'_>, new: &Directory<'_>, file: &Output, id: QueueId) {
     let _ = ops.rename((tmp, file.name()), (new, &id.to_string()));
 }
@@ -80,15 +99,29 @@ pub(crate) fn is_full(small: &Small) -> bool {
     small.waiting.len() >= BATCH_MESSAGES || small.octets >= BATCH_OCTETS
 }
 
-/// Waits for messages, or but for the first committer for enough of them, and takes as many as go into one
-/// file. None when the writer is gone.
-fn next_batch(shared: &Shared, first: bool) -> Option<Vec<Submitted>> {
+/// What a committer is to do next.
+enum Next {
+    /// Commit these.
+    Batch(Vec<Submitted>),
+    /// Hand over what it kept: nothing came meanwhile.
+    Quiet,
+    /// End: the writer is gone.
+    Closed,
+}
+
+/// Waits for messages, or but for the first committer for enough of them, but not longer than `until`, and takes as
+/// many as go into one part.
+fn next_batch(shared: &Shared, first: bool, until: Option<Instant>) -> Next {
     let mut small = shared.small();
     while if first { small.waiting.is_empty() } else { small.closed || !is_full(&small) } {
+        let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
         if small.closed {
-            return None;
+            return Next::Closed;
         }
-        small = shared.wait_small(small, first);
+        if rest.is_some_and(|rest| rest.is_zero()) {
+            return Next::Quiet;
+        }
+        small = shared.wait_small(small, first, rest);
     }
     let mut octets = 0;
     let fits = |submitted: &&Submitted| {
@@ -101,7 +134,7 @@ fn next_batch(shared: &Shared, first: bool) -> Option<Vec<Submitted>> {
     if is_full(&small) {
         shared.call_small();
     }
-    Some(batch)
+    Next::Batch(batch)
 }
 
 /// What a message adds to a file, roughly.
@@ -110,108 +143,116 @@ pub(crate) fn footprint(message: &NewMessage) -> usize {
     message.body.len().next_multiple_of(BLOCK as usize) + message.prepend.len() + recipients + 512
 }
 
-/// Writes the batch into a blank, reports each of its messages, and then moves the file to `new/`.
-fn commit(shared: &Shared, ops: &Ops, tmp: &Directory<'_>, new: &Directory<'_>, batch: &[Submitted]) {
-    let messages: Vec<&NewMessage> = batch.iter().map(|submitted| &submitted.message).collect();
-    let written = shared.blanks.take().and_then(|file| {
-        write_file(ops, tmp, &file, &messages)?;
-        Ok(file)
-    });
-    let result = written.as_ref().map(|_| ()).map_err(Clone::clone);
-    shared.report(batch.iter().map(|submitted| Finished {
-        token: submitted.token,
-        id: submitted.message.id,
-        stream: None,
-        result: result.clone(),
-    }));
-    if let (Ok(file), Some(first)) = (written, messages.first()) {
-        publish(ops, tmp, new, &file, first.id);
-    }
+/// A committer's state.
+struct Committer<'a> {
+    shared: &'a Shared,
+    ops: &'a Ops,
+    tmp: Directory<'a>,
+    new: Directory<'a>,
+    keep: Option<Keep>,
+    /// The file to which the next part goes.
+    kept: Option<Growing>,
 }
 
-/// Fills an empty file with these messages and syncs it. On failure the file is unlinked. A failed sync is
-/// never tried again: the kernel has marked the pages clean and would answer Ok.
-fn write_file(
-    ops: &Ops,
-    directory: &Directory<'_>,
-    file: &Output,
-    messages: &[&NewMessage],
-) -> Result<(), WriteError> {
-    let written = Layout::of(messages).and_then(|layout| {
-        ops.write(file, &mut layout.slices(messages), 0)?;
-        Ok(ops.sync(file)?)
-    });
-    if written.is_err() {
-        ops.discard(directory, file.name());
-    }
-    written
-}
-
-/// What stands around the bodies of a file.
-pub(crate) struct Layout {
-    head: [u8; HEAD_LEN],
-    /// Where each body begins.
-    starts: Vec<u64>,
-    /// Index and foot.
-    tail: Vec<u8>,
-}
-
-impl Layout {
-    pub(crate) fn of(messages: &[&NewMessage]) -> Result<Self, WriteError> {
-        let mut index = Vec::with_capacity(messages.iter().map(|m| m.prepend.len() + 512).sum());
-        let mut starts = Vec::with_capacity(messages.len());
-        let mut position = HEAD_LEN as u64;
-        for message in messages {
-            if messages.len() > 1 {
-                position = position.next_multiple_of(BLOCK);
-            }
-            starts.push(position);
-            let stored = StoredRef {
-                id: message.id,
-                envelope: &message.envelope,
-                prepend: &message.prepend,
-                offset: position,
-                length: message.body.len() as u64,
-                crc: crc32c::crc32c(&message.body),
-            };
-            format::encode_message(&mut index, &stored);
-            position += stored.length;
-        }
-        let id = messages.first().map_or(QueueId::from_u64(0), |m| m.id);
-        let (head, tail) = close(id, position, index, messages.len() as u32)?;
-        Ok(Self { head, starts, tail })
-    }
-
-    /// The whole file, in order.
-    pub(crate) fn slices<'a>(&'a self, messages: &[&'a NewMessage]) -> Vec<IoSlice<'a>> {
-        let mut slices = Vec::with_capacity(2 * messages.len() + 2);
-        let mut position = HEAD_LEN as u64;
-        slices.push(IoSlice::new(&self.head));
-        for (message, start) in messages.iter().zip(&self.starts) {
-            let gap = start.saturating_sub(position) as usize;
-            slices.push(IoSlice::new(ZEROS.get(..gap).unwrap_or(&ZEROS)));
-            slices.push(IoSlice::new(&message.body));
-            position = start + message.body.len() as u64;
-        }
-        slices.push(IoSlice::new(&self.tail));
-        slices
-    }
-}
-
-/// The head of a file whose index begins at `at`, and the index with its foot.
-pub(crate) fn close(
+/// A file of whole parts, or of none yet.
+struct Growing {
+    file: Output,
+    /// Of its first message.
     id: QueueId,
-    at: u64,
-    mut index: Vec<u8>,
-    messages: u32,
-) -> Result<([u8; HEAD_LEN], Vec<u8>), WriteError> {
-    if index.len() > INDEX_MAX {
-        return Err(WriteError::Io(format!("index of {} octets", index.len())));
+    parts: u32,
+    messages: usize,
+    /// Behind the last foot.
+    end: u64,
+    /// When the first part was committed, and the last.
+    since: Instant,
+    last: Instant,
+}
+
+impl Committer<'_> {
+    /// When the file in hand goes to the queue-manager, if nothing comes for it. None when it gets no more.
+    fn kept_until(&self) -> Option<Instant> {
+        let (keep, kept) = (self.keep?, self.kept.as_ref()?);
+        let full = kept.messages >= BATCH_MESSAGES || kept.end >= BATCH_OCTETS as u64;
+        let more = kept.parts < keep.parts && !full;
+        more.then(|| (kept.last + keep.quiet).min(kept.since + keep.longest))
     }
-    let head = format::encode_head(Head { id, foot: at + index.len() as u64 });
-    let foot: [u8; FOOT_LEN] = format::encode_foot(id, at, &index, messages);
-    index.extend_from_slice(&foot);
-    Ok((head, index))
+
+    /// Makes the batch the next part of the file in hand, or the first of a blank, and reports each of its messages.
+    /// Then the file is kept for more, or goes to `new/`.
+    fn commit(&mut self, batch: &[Submitted]) {
+        let messages: Vec<&NewMessage> = batch.iter().map(|submitted| &submitted.message).collect();
+        let written = match self.kept.take() {
+            Some(kept) => self.write(kept, &messages),
+            None => self.begin(&messages).and_then(|begun| self.write(begun, &messages)),
+        };
+        let result = written.as_ref().map(|_| ()).map_err(Clone::clone);
+        self.shared.report(batch.iter().map(|submitted| Finished {
+            token: submitted.token,
+            id: submitted.message.id,
+            stream: None,
+            result: result.clone(),
+        }));
+        self.kept = written.ok();
+        if self.kept_until().is_none_or(|until| until <= Instant::now()) {
+            self.hand_over();
+        }
+    }
+
+    fn begin(&self, messages: &[&NewMessage]) -> Result<Growing, WriteError> {
+        let (file, now) = (self.shared.blanks.take()?, Instant::now());
+        let id = messages.first().map_or(QueueId::from_u64(0), |message| message.id);
+        Ok(Growing { file, id, parts: 0, messages: 0, end: 0, since: now, last: now })
+    }
+
+    /// Writes a part. On failure nothing of it stays: the file is unlinked, or cut to what was committed before.
+    fn write(&self, mut to: Growing, messages: &[&NewMessage]) -> Result<Growing, WriteError> {
+        // A block that was synced is not written again.
+        let at = to.end.next_multiple_of(BLOCK);
+        let place = Place { id: to.id, at, part: self.keep.map(|_| to.parts) };
+        match write_part(self.ops, &to.file, messages, place) {
+            Ok(end) => {
+                to.last = Instant::now();
+                if to.parts == 0 {
+                    to.since = to.last;
+                }
+                (to.parts, to.messages, to.end) = (to.parts + 1, to.messages + messages.len(), end);
+                Ok(to)
+            }
+            Err(error) if to.parts == 0 => {
+                self.ops.discard(&self.tmp, to.file.name());
+                Err(error)
+            }
+            Err(error) => {
+                self.give_up(&to);
+                Err(error)
+            }
+        }
+    }
+
+    /// Cuts off a part that failed. The sync makes that last; of the parts before nothing is left to be synced. While
+    /// it is not certain the file stays in `tmp/`, where recovery looks at every part.
+    fn give_up(&self, file: &Growing) {
+        let cut = self.ops.cut(&file.file, file.end).and_then(|()| self.ops.sync(&file.file));
+        if cut.is_ok() {
+            publish(self.ops, &self.tmp, &self.new, &file.file, file.id);
+        }
+    }
+
+    /// The file in hand, if there is one, gets no more parts.
+    fn hand_over(&mut self) {
+        if let Some(Growing { file, id, .. }) = self.kept.take() {
+            publish(self.ops, &self.tmp, &self.new, &file, id);
+        }
+    }
+}
+
+/// Writes these messages at a place of a file, syncs it, and says where they end. A failed sync is never tried
+/// again: the kernel has marked the pages clean and would answer Ok.
+fn write_part(ops: &Ops, file: &Output, messages: &[&NewMessage], at: Place) -> Result<u64, WriteError> {
+    let layout = Layout::of(messages, at)?;
+    ops.write(file, &mut layout.slices(messages), at.at)?;
+    ops.sync(file)?;
+    Ok(layout.end())
 }
 
 impl From<io::Error> for WriteError {

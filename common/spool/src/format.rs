@@ -16,8 +16,10 @@ pub(crate) const HEAD_LEN: usize = 64;
 /// Octets of the foot.
 pub(crate) const FOOT_LEN: usize = 48;
 /// In a file of several messages every body begins at a multiple of this, so that its blocks can be
-/// given back.
+/// given back; and every part, so that no block that was synced is written again.
 pub(crate) const BLOCK: u64 = 4096;
+/// Octets of what stands before the log of a file that may have several parts.
+pub(crate) const LOG_HEAD_LEN: usize = 24;
 /// Longest index, octets: written and read. It holds some 250,000 recipients; a file from a local user
 /// must not fill our memory.
 pub(crate) const INDEX_MAX: usize = 16 << 20;
@@ -26,6 +28,10 @@ pub(crate) const MESSAGES_MAX: usize = 1 << 16;
 
 const HEAD_MAGIC: &[u8; 8] = b"POSTERN\n";
 const FOOT_MAGIC: &[u8; 8] = b"\nPOSTEND";
+const LOG_MAGIC: &[u8; 8] = b"\nPOSTLOG";
+
+/// A feature that a reader must know: further parts may follow.
+const PARTS: u32 = 1;
 
 /// Records of the index.
 mod tag {
@@ -75,10 +81,12 @@ pub struct Stored {
 /// The head's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// Id of the first message: the file's name.
+    /// Id of the file's first message: the file's name.
     pub(crate) id: QueueId,
     /// Where the foot begins.
     pub(crate) foot: u64,
+    /// Which part of its file it begins, from 0. `None` where there is but one, and the log is right behind it.
+    pub(crate) part: Option<u32>,
 }
 
 /// The foot's content.
@@ -89,6 +97,8 @@ pub(crate) struct Foot {
     pub(crate) index_length: u64,
     pub(crate) index_crc: u32,
     pub(crate) messages: u32,
+    /// As the head's; 0 in a file of one.
+    pub(crate) part: u32,
 }
 
 /// Writes a head.
@@ -99,9 +109,10 @@ pub(crate) fn encode_head(head: Head) -> [u8; HEAD_LEN] {
         &[
             (0, HEAD_MAGIC),
             (8, &VERSION.to_le_bytes()),
-            // 12: features a reader must know, none so far.
+            (12, &head.part.map_or(0, |_| PARTS).to_le_bytes()),
             (16, &head.id.as_u64().to_le_bytes()),
             (24, &head.foot.to_le_bytes()),
+            (32, &head.part.unwrap_or(0).to_le_bytes()),
         ],
     );
     let crc = crc32c::crc32c(&out[..HEAD_LEN - 4]);
@@ -116,16 +127,18 @@ pub(crate) fn decode_head(bytes: &[u8]) -> Result<Head, FormatError> {
     if !covered.starts_with(HEAD_MAGIC) || u32_at(bytes, HEAD_LEN - 4) != Some(crc32c::crc32c(covered)) {
         return Err(BAD);
     }
-    match (u32_at(bytes, 8), u32_at(bytes, 12)) {
-        (Some(VERSION), Some(0)) => {}
+    let part = match (u32_at(bytes, 8), u32_at(bytes, 12)) {
+        (Some(VERSION), Some(0)) => None,
+        (Some(VERSION), Some(PARTS)) => Some(u32_at(bytes, 32).ok_or(BAD)?),
         (Some(version), _) => return Err(FormatError::Newer(version)),
         (None, _) => return Err(BAD),
-    }
-    Ok(Head { id: QueueId::from_u64(u64_at(bytes, 16).ok_or(BAD)?), foot: u64_at(bytes, 24).ok_or(BAD)? })
+    };
+    let id = QueueId::from_u64(u64_at(bytes, 16).ok_or(BAD)?);
+    Ok(Head { id, foot: u64_at(bytes, 24).ok_or(BAD)?, part })
 }
 
 /// Writes the foot that follows `index`, which begins at `at`.
-pub(crate) fn encode_foot(id: QueueId, at: u64, index: &[u8], messages: u32) -> [u8; FOOT_LEN] {
+pub(crate) fn encode_foot(id: QueueId, at: u64, index: &[u8], messages: u32, part: u32) -> [u8; FOOT_LEN] {
     let mut out = [0; FOOT_LEN];
     fill(
         &mut out,
@@ -136,6 +149,7 @@ pub(crate) fn encode_foot(id: QueueId, at: u64, index: &[u8], messages: u32) -> 
             (24, &crc32c::crc32c(index).to_le_bytes()),
             (28, &messages.to_le_bytes()),
             (32, &id.as_u64().to_le_bytes()),
+            (40, &part.to_le_bytes()),
         ],
     );
     let crc = crc32c::crc32c(&out[..FOOT_LEN - 4]);
@@ -145,26 +159,45 @@ pub(crate) fn encode_foot(id: QueueId, at: u64, index: &[u8], messages: u32) -> 
 
 /// Reads a foot that stands at `head.foot`, and checks that it belongs to this head.
 pub(crate) fn decode_foot(bytes: &[u8], head: Head) -> Result<Foot, FormatError> {
-    const BAD: FormatError = FormatError::Corrupt("no valid foot");
-    let covered = bytes.get(..FOOT_LEN - 4).ok_or(BAD)?;
-    if !covered.starts_with(FOOT_MAGIC) || u32_at(bytes, FOOT_LEN - 4) != Some(crc32c::crc32c(covered)) {
-        return Err(BAD);
-    }
-    let foot = Foot {
-        id: QueueId::from_u64(u64_at(bytes, 32).ok_or(BAD)?),
-        index: u64_at(bytes, 8).ok_or(BAD)?,
-        index_length: u64_at(bytes, 16).ok_or(BAD)?,
-        index_crc: u32_at(bytes, 24).ok_or(BAD)?,
-        messages: u32_at(bytes, 28).ok_or(BAD)?,
-    };
+    let foot = any_foot(bytes).ok_or(FormatError::Corrupt("no valid foot"))?;
     let fits = foot.index >= HEAD_LEN as u64
         && foot.index_length <= INDEX_MAX as u64
         && foot.index.checked_add(foot.index_length) == Some(head.foot);
-    if fits && foot.id == head.id {
+    if fits && foot.id == head.id && foot.part == head.part.unwrap_or(0) {
         Ok(foot)
     } else {
         Err(FormatError::Corrupt("the foot is of another file"))
     }
+}
+
+/// Whether a foot of the file `id` stands anywhere in these bytes: what is left of a part whose head is lost.
+pub(crate) fn has_foot_of(bytes: &[u8], id: QueueId) -> bool {
+    let mut places = bytes.windows(FOOT_LEN);
+    places.any(|place| place.starts_with(FOOT_MAGIC) && any_foot(place).is_some_and(|foot| foot.id == id))
+}
+
+fn any_foot(bytes: &[u8]) -> Option<Foot> {
+    let covered = bytes.get(..FOOT_LEN - 4)?;
+    if !covered.starts_with(FOOT_MAGIC) || u32_at(bytes, FOOT_LEN - 4) != Some(crc32c::crc32c(covered)) {
+        return None;
+    }
+    Some(Foot {
+        id: QueueId::from_u64(u64_at(bytes, 32)?),
+        index: u64_at(bytes, 8)?,
+        index_length: u64_at(bytes, 16)?,
+        index_crc: u32_at(bytes, 24)?,
+        messages: u32_at(bytes, 28)?,
+        part: u32_at(bytes, 40)?,
+    })
+}
+
+/// Writes what stands before the log of a file of so many parts.
+pub(crate) fn encode_log_head(id: QueueId, parts: u32) -> [u8; LOG_HEAD_LEN] {
+    let mut out = [0; LOG_HEAD_LEN];
+    fill(&mut out, &[(0, LOG_MAGIC), (8, &id.as_u64().to_le_bytes()), (16, &parts.to_le_bytes())]);
+    let crc = crc32c::crc32c(&out[..LOG_HEAD_LEN - 4]);
+    fill(&mut out, &[(LOG_HEAD_LEN - 4, &crc.to_le_bytes())]);
+    out
 }
 
 /// Appends one message to an index.
@@ -191,14 +224,14 @@ pub(crate) struct StoredRef<'a> {
     pub(crate) crc: u32,
 }
 
-/// Reads an index whose checksum was found right, and checks that its messages lie one behind the other
+/// Reads the index of a part that begins at `from`, and checks that its messages lie one behind the other
 /// between head and index.
-pub(crate) fn decode_index(bytes: &[u8], foot: &Foot) -> Result<Vec<Stored>, FormatError> {
+pub(crate) fn decode_index(bytes: &[u8], from: u64, foot: &Foot) -> Result<Vec<Stored>, FormatError> {
     if crc32c::crc32c(bytes) != foot.index_crc {
         return Err(FormatError::Corrupt("the index is damaged"));
     }
     let mut messages: Vec<Stored> = Vec::new();
-    let mut free_from = HEAD_LEN as u64;
+    let mut free_from = from.saturating_add(HEAD_LEN as u64);
     for record in Records(bytes) {
         match record? {
             (tag::MESSAGE, payload) => {
@@ -213,8 +246,8 @@ pub(crate) fn decode_index(bytes: &[u8], foot: &Foot) -> Result<Vec<Stored>, For
             (other, _) => unknown(other)?,
         }
     }
-    let first = messages.first().map(|m| m.id);
-    if first != Some(foot.id) || messages.len() != foot.messages as usize {
+    let first = messages.first().is_some_and(|m| m.id == foot.id);
+    if !(first || foot.part > 0) || messages.len() != foot.messages as usize {
         return Err(FormatError::Corrupt("the index is of another file"));
     }
     Ok(messages)
@@ -374,8 +407,8 @@ mod tests {
             stored.push(Stored { id, envelope, prepend, offset: at, length, crc });
             at += length;
         }
-        let head = Head { id: parts[0].0, foot: at + index.len() as u64 };
-        let foot = decode_foot(&encode_foot(head.id, at, &index, parts.len() as u32), head).unwrap();
+        let head = Head { id: parts[0].0, foot: at + index.len() as u64, part: None };
+        let foot = decode_foot(&encode_foot(head.id, at, &index, parts.len() as u32, 0), head).unwrap();
         (stored, index, foot, head)
     }
 
@@ -386,23 +419,32 @@ mod tests {
     /// The foot that makes `index` pass for intact, so that what is behind the checksum is tried.
     fn sealed(index: &[u8], at: u64, messages: u32) -> Foot {
         let (index_length, index_crc) = (index.len() as u64, crc32c::crc32c(index));
-        Foot { id: QueueId::from_u64(1), index: at, index_length, index_crc, messages }
+        Foot { id: QueueId::from_u64(1), index: at, index_length, index_crc, messages, part: 0 }
     }
 
     proptest! {
         #[test]
         fn index_round_trip(parts in parts()) {
             let (stored, index, foot, _) = build(&parts);
-            prop_assert_eq!(decode_index(&index, &foot), Ok(stored));
+            prop_assert_eq!(decode_index(&index, 0, &foot), Ok(stored));
         }
 
         #[test]
-        fn head_and_foot_round_trip(id in samples::id(), at in HEAD_LEN as u64..u64::MAX / 2, index: Vec<u8>) {
-            let head = Head { id, foot: at + index.len() as u64 };
+        fn head_and_foot_round_trip(
+            id in samples::id(), at in HEAD_LEN as u64..u64::MAX / 2, index: Vec<u8>, part: Option<u32>,
+        ) {
+            let head = Head { id, foot: at + index.len() as u64, part };
             prop_assert_eq!(decode_head(&encode_head(head)), Ok(head));
-            let foot = decode_foot(&encode_foot(id, at, &index, 3), head);
+            let part = part.unwrap_or(0);
+            let bytes = encode_foot(id, at, &index, 3, part);
             let (index_length, index_crc) = (index.len() as u64, crc32c::crc32c(&index));
-            prop_assert_eq!(foot, Ok(Foot { id, index: at, index_length, index_crc, messages: 3 }));
+            let foot = Foot { id, index: at, index_length, index_crc, messages: 3, part };
+            prop_assert_eq!(decode_foot(&bytes, head), Ok(foot));
+            let other = Head { part: Some(part.wrapping_add(1)), ..head };
+            prop_assert!(decode_foot(&bytes, other).is_err(), "of another part");
+            prop_assert!(has_foot_of(&[&index[..], &bytes, b"x"].concat(), id));
+            prop_assert!(!has_foot_of(&bytes, QueueId::from_u64(!id.as_u64())));
+            prop_assert!(!has_foot_of(&bytes[..FOOT_LEN - 1], id));
         }
 
         #[test]
@@ -412,21 +454,21 @@ mod tests {
                 let bit = bit.index(bytes.len() * 8);
                 bytes[bit / 8] ^= 1 << (bit % 8);
             };
-            let mut foot_bytes = encode_foot(head.id, foot.index, &index, foot.messages);
+            let mut foot_bytes = encode_foot(head.id, foot.index, &index, foot.messages, foot.part);
             let mut head_bytes = encode_head(head);
             flip(&mut head_bytes);
             flip(&mut foot_bytes);
             flip(&mut index);
             prop_assert!(matches!(decode_head(&head_bytes), Err(FormatError::Corrupt(_))));
             prop_assert!(matches!(decode_foot(&foot_bytes, head), Err(FormatError::Corrupt(_))));
-            prop_assert!(matches!(decode_index(&index, &foot), Err(FormatError::Corrupt(_))));
+            prop_assert!(matches!(decode_index(&index, 0, &foot), Err(FormatError::Corrupt(_))));
         }
 
         #[test]
         fn hostile_bytes(bytes: Vec<u8>, at: u64, messages in 0u32..3) {
             let _ = decode_head(&bytes);
-            let _ = decode_foot(&bytes, Head { id: QueueId::from_u64(at), foot: at });
-            let _ = decode_index(&bytes, &sealed(&bytes, at, messages));
+            let _ = decode_foot(&bytes, Head { id: QueueId::from_u64(at), foot: at, part: None });
+            let _ = decode_index(&bytes, 0, &sealed(&bytes, at, messages));
         }
 
         /// Valid indices with some bytes changed and the checksum made right again: whatever comes out
@@ -439,7 +481,7 @@ mod tests {
                 index[place] = byte;
             }
             let foot = Foot { index_crc: crc32c::crc32c(&index), ..foot };
-            for message in decode_index(&index, &foot).unwrap_or_default() {
+            for message in decode_index(&index, 0, &foot).unwrap_or_default() {
                 prop_assert!(message.offset >= HEAD_LEN as u64);
                 prop_assert!(message.offset + message.length <= foot.index);
             }
@@ -450,7 +492,7 @@ mod tests {
             let (_, index, foot, _) = build(&parts);
             let index = &index[..keep.index(index.len())];
             let foot = Foot { index_crc: crc32c::crc32c(index), ..foot };
-            prop_assert!(decode_index(index, &foot).is_err());
+            prop_assert!(decode_index(index, 0, &foot).is_err());
         }
     }
 
@@ -469,7 +511,7 @@ mod tests {
                 put(out, message_tag::ORIGIN_INTERNAL, b"");
                 put(out, tag, b"news");
             });
-            decode_index(&index, &sealed(&index, 64, 1)).map(|messages| messages.len())
+            decode_index(&index, 0, &sealed(&index, 64, 1)).map(|messages| messages.len())
         };
         assert_eq!(inner(OPTIONAL | 77), Ok(1));
         assert_eq!(inner(77), Err(FormatError::Newer(VERSION)));
@@ -479,12 +521,17 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_not_damage() {
-        let mut head = encode_head(Head { id: QueueId::from_u64(1), foot: 100 });
+        let mut head = encode_head(Head { id: QueueId::from_u64(1), foot: 100, part: None });
         head[8] = 2;
         assert!(matches!(decode_head(&head), Err(FormatError::Corrupt(_))), "the checksum comes first");
         let crc = crc32c::crc32c(&head[..60]).to_le_bytes();
         head[60..].copy_from_slice(&crc);
         assert_eq!(decode_head(&head), Err(FormatError::Newer(2)));
+        // A feature that came later.
+        head[8..16].copy_from_slice(&[1, 0, 0, 0, 2, 0, 0, 0]);
+        let crc = crc32c::crc32c(&head[..60]).to_le_bytes();
+        head[60..].copy_from_slice(&crc);
+        assert_eq!(decode_head(&head), Err(FormatError::Newer(1)));
     }
 
     #[test]
@@ -507,7 +554,7 @@ mod tests {
                     &StoredRef { id, envelope: &envelope, prepend, offset, length, crc: 0 },
                 );
             }
-            decode_index(&index, &sealed(&index, 1000, extents.len() as u32))
+            decode_index(&index, 0, &sealed(&index, 1000, extents.len() as u32))
         };
         assert!(index_of(&[(64, 10), (74, 926)]).is_ok());
         for bad in

@@ -2,8 +2,8 @@
 //!     postern-spool: the queue on disk
 //!
 //! WHAT IT DOES
-//!     One file holds one or several messages and everything about them: bodies, envelopes, and a log of
-//!     what became of each recipient. Producers write such files through a [`Writer`], which lives in an
+//!     One file holds one or several messages, in one or several parts, and everything about them: bodies,
+//!     envelopes, and a log of what became of each recipient. Producers write such files through a [`Writer`], which lives in an
 //!     event loop and commits in groups, or through [`write_one`], which waits. A producer may say 250
 //!     when a completion says Ok: then the file and its directory entry are on stable storage. The
 //!     queue-manager reads files as [`SpoolFile`]s, appends to their logs, and puts in order what a crash
@@ -20,17 +20,18 @@
 //!     who he is. He may still be writing to it: copy it before anything is promised on it.
 //!
 //! FAILURE
-//!     A failed write or sync is reported for every message of its file, the file is unlinked, and the
-//!     sync is not tried again. Damage is [`ReadError::Corrupt`], and a later format
+//!     A failed write or sync is reported for every message of its part, the file is unlinked or the part cut
+//!     off, and the sync is not tried again. Damage is [`ReadError::Corrupt`], and a later format
 //!     [`ReadError::Newer`]: such a file is left alone, not thrown away. What could not be unlinked or
 //!     moved stays in `tmp/` for recovery; nothing that was accepted depends on it.
 //!
 //! BUGS
 //!     Streams share a few threads: while a large message is synced its neighbours wait in memory, each
-//!     client being stopped at 256 KiB. A file whose sync fails after the queue-manager has adopted it,
-//!     which takes a sync of more than ten seconds, may be delivered although its client was told 451.
-//!     The file system must know `renameat2` with RENAME_NOREPLACE (ext4, XFS, btrfs, tmpfs and ZFS from
-//!     2.2 do). Addresses are parsed again on reading: a stricter parser would refuse an old file.
+//!     client being stopped at 256 KiB. A part that failed and cannot be cut off may be delivered although
+//!     its clients were told 451. What a writer accepted in the last 5 ms is not delivered while it is stopped
+//!     (SIGSTOP), nor while its sync of a further part hangs. The file system must know `renameat2` with
+//!     RENAME_NOREPLACE (ext4, XFS, btrfs, tmpfs and ZFS from 2.2 do). Addresses are parsed again on reading: a
+//!     stricter parser would refuse an old file.
 
 #![forbid(unsafe_code)]
 
@@ -39,6 +40,7 @@ mod commit;
 mod envelope;
 mod format;
 mod id;
+mod layout;
 mod log;
 mod ops;
 mod options;

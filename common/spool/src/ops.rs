@@ -24,6 +24,8 @@ pub enum Operation<'a> {
     Sync(&'a str),
     /// fsync of a directory.
     SyncDirectory(&'static str),
+    /// A file cut to this length.
+    Cut(&'a str, u64),
     /// A file's way from one directory to another, or to another name.
     Rename((&'static str, &'a str), (&'static str, &'a str)),
     /// A file's end.
@@ -124,6 +126,12 @@ impl Ops {
     pub(crate) fn sync(&self, output: &Output) -> io::Result<()> {
         self.probe(&Operation::Sync(&output.name))?;
         output.file.sync_all()
+    }
+
+    /// Cuts off what stands behind `length`.
+    pub(crate) fn cut(&self, output: &Output, length: u64) -> io::Result<()> {
+        self.probe(&Operation::Cut(&output.name, length))?;
+        output.file.set_len(length)
     }
 
     /// Puts a directory's entries on stable storage.

@@ -11,7 +11,7 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat};
 use nix::sys::stat::Mode;
 use postern_address::Mailbox;
 
-use crate::format::{self, BLOCK, FOOT_LEN, Foot, HEAD_LEN, Stored};
+use crate::format::{self, BLOCK, FOOT_LEN, Foot, HEAD_LEN, Head, LOG_HEAD_LEN, MESSAGES_MAX, Stored};
 use crate::id::QueueId;
 use crate::log::{self, LogEntry, LogRecord, Step};
 use crate::record::FormatError;
@@ -43,53 +43,95 @@ pub struct SpoolFile {
     directory: OwnedFd,
     name: String,
     id: QueueId,
-    index: u64,
     messages: Vec<Stored>,
+    parts: Vec<Part>,
     log: Log,
     /// Where the next log record goes.
     log_end: u64,
     /// Something may stand behind `log_end`: a record half written.
     torn: bool,
+    /// What goes before the first record, when it is not there yet.
+    log_head: Option<[u8; LOG_HEAD_LEN]>,
+}
+
+/// Messages that were committed together.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// How many messages stand in this part and those before it.
+    messages: usize,
+    /// Where its index begins.
+    index: u64,
+    /// Behind its foot.
+    end: u64,
+}
+
+/// How much is expected of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Its writer is done with it: all of its parts are whole, and a log may follow.
+    Queued,
+    /// A local user wrote it, in one part, and may have put anything behind that.
+    Dropped,
+    /// Its writer died: the last part may be half written, and then it was promised to nobody.
+    Unfinished,
 }
 
 impl SpoolFile {
-    /// Opens a file and reads its foot, its index and its log; not its bodies. A log that ends in the
-    /// middle of a record is read up to there.
+    /// Opens a file and reads the foot and the index of each part, and its log; not its bodies. A log that ends in
+    /// the middle of a record is read up to there.
     pub fn open(directory: BorrowedFd<'_>, name: &str) -> Result<Self, ReadError> {
-        Self::open_with(directory, name, true)
+        Self::open_with(directory, name, Reading::Queued)
+    }
+
+    /// Opens a file of `tmp/` whose writer is dead: as [`SpoolFile::open`], but up to the first part that has no valid
+    /// foot.
+    pub fn open_unfinished(directory: BorrowedFd<'_>, name: &str) -> Result<Self, ReadError> {
+        Self::open_with(directory, name, Reading::Unfinished)
     }
 
     /// Opens a file of `drop/`: as [`SpoolFile::open`], but what stands behind the foot is not looked at.
     /// The one who wrote it may hold it open for writing still, and may have put anything there.
     pub fn open_dropped(directory: BorrowedFd<'_>, name: &str) -> Result<Self, ReadError> {
-        Self::open_with(directory, name, false)
+        Self::open_with(directory, name, Reading::Dropped)
     }
 
-    fn open_with(directory: BorrowedFd<'_>, name: &str, logged: bool) -> Result<Self, ReadError> {
+    fn open_with(directory: BorrowedFd<'_>, name: &str, reading: Reading) -> Result<Self, ReadError> {
         let (file, size) = open_regular(directory, name)?;
         let mut head = [0; HEAD_LEN];
         read_exact(&file, &mut head, 0, "no head")?;
         let head = format::decode_head(&head)?;
-        if head.foot.checked_add(FOOT_LEN as u64).is_none_or(|end| end > size) {
-            return Err(ReadError::Corrupt("no valid foot".into()));
+        let mut tail = Tail { file: &file, size, base: 0, bytes: Vec::new() };
+        let (mut parts, mut messages) = (Vec::with_capacity(1), Vec::new());
+        read_part(&mut tail, 0, head, &mut parts, &mut messages)?;
+        let mut end = head.foot + FOOT_LEN as u64;
+        let mut log_head = None;
+        if head.part.is_some() && reading != Reading::Dropped {
+            read_more_parts(&mut tail, head.id, reading, &mut parts, &mut messages)?;
+            end = parts.last().map_or(end, |part| part.end).next_multiple_of(BLOCK);
+            let expected = format::encode_log_head(head.id, parts.len() as u32);
+            if tail.begins_with(end, &expected)? {
+                end += LOG_HEAD_LEN as u64;
+            } else {
+                if reading == Reading::Queued && size > end && has_foot_behind(&file, end, head.id)? {
+                    return Err(ReadError::Corrupt("a part is without its head".into()));
+                }
+                log_head = Some(expected);
+            }
         }
-        let mut tail = Tail::around(&file, head.foot, size)?;
-        let foot = format::decode_foot(tail.get(head.foot, FOOT_LEN)?, head)?;
-        let messages = read_index(&file, &mut tail, &foot)?;
-        let log_start = head.foot + FOOT_LEN as u64;
-        let (log, log_end) = match logged {
-            true => read_log(&mut tail, head.id, log_start, messages.len())?,
-            false => (Log::default(), log_start),
+        let (log, log_end) = match reading {
+            Reading::Queued if log_head.is_none() => read_log(&mut tail, head.id, end, messages.len())?,
+            _ => (Log::default(), end),
         };
         Ok(Self {
             directory: directory.try_clone_to_owned()?,
             name: name.to_owned(),
             id: head.id,
-            index: foot.index,
             messages,
+            parts,
             log,
             log_end,
             torn: log_end < size,
+            log_head,
             file,
         })
     }
@@ -172,13 +214,15 @@ impl SpoolFile {
             self.file.set_len(self.log_end)?;
             self.torn = false;
         }
-        let mut bytes = Vec::with_capacity(records.len() * 64);
+        let mut bytes = Vec::with_capacity(LOG_HEAD_LEN + records.len() * 64);
+        bytes.extend(self.log_head.iter().flatten());
         records.iter().for_each(|record| log::encode(&mut bytes, record, self.id, self.log_end));
         if let Err(error) = self.file.write_all_at(&bytes, self.log_end) {
             self.torn = true;
             return Err(error);
         }
         self.log_end += bytes.len() as u64;
+        self.log_head = None;
         records.iter().for_each(|record| self.log.keep(record.clone()));
         Ok(())
     }
@@ -207,6 +251,27 @@ impl SpoolFile {
         self.file.sync_all()
     }
 
+    /// Whether a message stands in the last of several parts: the one that may be half written when a writer died.
+    pub(crate) fn is_in_last_part(&self, n: usize) -> bool {
+        matches!(self.parts.as_slice(), [.., before, _] if n >= before.messages)
+    }
+
+    /// Forgets the last of several parts. [`SpoolFile::cut_to_parts`] makes the file so.
+    pub(crate) fn forget_last_part(&mut self) {
+        if let [.., before, _] = *self.parts.as_slice() {
+            self.parts.pop();
+            self.messages.truncate(before.messages);
+        }
+    }
+
+    /// Cuts off what stands behind the last part.
+    pub(crate) fn cut_to_parts(&mut self) -> io::Result<()> {
+        match self.parts.last() {
+            Some(part) if part.end < self.file.metadata()?.len() => self.file.set_len(part.end),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether this is the name the writer gave it.
     pub(crate) fn is_named(&self, name: &str) -> bool {
         self.id.to_string() == name
@@ -223,7 +288,8 @@ impl SpoolFile {
         let stored = self.stored(n)?;
         let start = stored.offset.next_multiple_of(BLOCK);
         // Up to what comes next: what is between is padding.
-        let limit = self.messages.get(n + 1).map_or(self.index, |next| next.offset);
+        let index = self.parts.iter().find(|part| n < part.messages).map_or(0, |part| part.index);
+        let limit = self.messages.get(n + 1).map_or(index, |next| next.offset.min(index));
         let end = (stored.offset + stored.length).next_multiple_of(BLOCK).min(limit / BLOCK * BLOCK);
         if end <= start {
             return Ok(());
@@ -269,6 +335,23 @@ pub(crate) fn has_foot(directory: BorrowedFd<'_>, name: &str) -> Result<bool, Re
     }
 }
 
+/// Whether a foot of this file stands anywhere behind a place. Where neither a part nor a log begins there may be
+/// what a crash left of the log, or a part that lost its head, whose messages must not be overlooked.
+fn has_foot_behind(file: &File, mut at: u64, id: QueueId) -> io::Result<bool> {
+    let mut piece = vec![0; 256 * 1024];
+    loop {
+        let length = read_up_to(file, &mut piece, at)?;
+        if format::has_foot_of(piece.get(..length).unwrap_or(&[]), id) {
+            return Ok(true);
+        }
+        if length < FOOT_LEN {
+            return Ok(false);
+        }
+        // A foot may stand across the end of the piece.
+        at += (length - FOOT_LEN + 1) as u64;
+    }
+}
+
 /// A file and its size. Opens for reading and writing, or for reading where that is all we may. A fifo or a link that
 /// somebody put into `drop/` must neither hang nor lead us elsewhere.
 fn open_regular(directory: BorrowedFd<'_>, name: &str) -> Result<(File, u64), ReadError> {
@@ -292,15 +375,66 @@ fn not_regular() -> ReadError {
     ReadError::Corrupt("not a regular file".into())
 }
 
-fn read_index(file: &File, tail: &mut Tail<'_>, foot: &Foot) -> Result<Vec<Stored>, ReadError> {
+/// Reads the part that `head` begins at `from`, and adds what is in it.
+fn read_part(
+    tail: &mut Tail<'_>,
+    from: u64,
+    head: Head,
+    parts: &mut Vec<Part>,
+    messages: &mut Vec<Stored>,
+) -> Result<(), ReadError> {
+    let end = head.foot.checked_add(FOOT_LEN as u64).filter(|end| *end <= tail.size);
+    let end = end.ok_or(ReadError::Corrupt("no valid foot".into()))?;
+    tail.around(head.foot)?;
+    let foot = format::decode_foot(tail.get(head.foot, FOOT_LEN)?, head)?;
+    let read = read_index(tail, from, &foot)?;
+    if messages.is_empty() {
+        // Most files are one part: its list as it is.
+        *messages = read;
+    } else {
+        messages.extend(read);
+    }
+    if messages.len() > MESSAGES_MAX {
+        return Err(ReadError::Corrupt("too many messages".into()));
+    }
+    parts.push(Part { messages: messages.len(), index: foot.index, end });
+    Ok(())
+}
+
+/// Reads the parts behind the first.
+fn read_more_parts(
+    tail: &mut Tail<'_>,
+    id: QueueId,
+    reading: Reading,
+    parts: &mut Vec<Part>,
+    messages: &mut Vec<Stored>,
+) -> Result<(), ReadError> {
+    loop {
+        let at = parts.last().map_or(0, |part| part.end).next_multiple_of(BLOCK);
+        if at.saturating_add(HEAD_LEN as u64) > tail.size {
+            return Ok(());
+        }
+        // No head, or one that another file left in this block: the end of the parts.
+        let Ok(head) = format::decode_head(tail.get(at, HEAD_LEN)?) else { return Ok(()) };
+        if head.id != id || head.part != Some(parts.len() as u32) {
+            return Ok(());
+        }
+        match read_part(tail, at, head, parts, messages) {
+            Err(ReadError::Corrupt(_)) if reading == Reading::Unfinished => return Ok(()),
+            read => read?,
+        }
+    }
+}
+
+fn read_index(tail: &mut Tail<'_>, from: u64, foot: &Foot) -> Result<Vec<Stored>, ReadError> {
     // decode_foot has bounded the length and put its end at the foot.
     let length = usize::try_from(foot.index_length).map_err(io::Error::other)?;
     if foot.index >= tail.base {
-        return Ok(format::decode_index(tail.get(foot.index, length)?, foot)?);
+        return Ok(format::decode_index(tail.get(foot.index, length)?, from, foot)?);
     }
     let mut index = vec![0; length];
-    read_exact(file, &mut index, foot.index, "the index is cut short")?;
-    Ok(format::decode_index(&index, foot)?)
+    read_exact(tail.file, &mut index, foot.index, "the index is cut short")?;
+    Ok(format::decode_index(&index, from, foot)?)
 }
 
 /// The valid records from `at` on, and where they end.
@@ -357,17 +491,27 @@ struct Tail<'a> {
     bytes: Vec<u8>,
 }
 
-impl<'a> Tail<'a> {
-    /// The piece in which a foot stands, with some of what is before it.
-    fn around(file: &'a File, foot: u64, size: u64) -> io::Result<Self> {
-        let mut tail = Self { file, size, base: 0, bytes: Vec::new() };
-        tail.load(foot.saturating_sub(WINDOW / 4), 0)?;
-        Ok(tail)
+impl Tail<'_> {
+    /// Moves to the piece in which a foot stands, with some of what is before it.
+    fn around(&mut self, foot: u64) -> io::Result<()> {
+        if self.holds(foot, FOOT_LEN) { Ok(()) } else { self.load(foot.saturating_sub(WINDOW / 4), 0) }
+    }
+
+    fn holds(&self, at: u64, length: usize) -> bool {
+        self.base <= at && at + length as u64 <= self.base + self.bytes.len() as u64
+    }
+
+    /// Whether these octets stand at a place.
+    fn begins_with(&mut self, at: u64, expected: &[u8]) -> Result<bool, ReadError> {
+        if at.saturating_add(expected.len() as u64) > self.size {
+            return Ok(false);
+        }
+        Ok(self.get(at, expected.len())? == expected)
     }
 
     /// So many octets at `at`, which must lie within the file.
     fn get(&mut self, at: u64, length: usize) -> Result<&[u8], ReadError> {
-        if at < self.base || at + length as u64 > self.base + self.bytes.len() as u64 {
+        if !self.holds(at, length) {
             self.load(at, length as u64)?;
         }
         let start = (at - self.base) as usize;
@@ -386,18 +530,24 @@ impl<'a> Tail<'a> {
         let length = least.max(WINDOW).min(self.size.saturating_sub(at));
         self.base = at;
         self.bytes.resize(usize::try_from(length).map_err(io::Error::other)?, 0);
-        let mut filled = 0;
-        while let Some(rest) = self.bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, at + filled as u64) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let filled = read_up_to(self.file, &mut self.bytes, at)?;
         self.bytes.truncate(filled);
         Ok(())
     }
+}
+
+/// Fills `buffer` as far as the file goes; how far.
+fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, at + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 fn read_exact(file: &File, buffer: &mut [u8], at: u64, short: &str) -> Result<(), ReadError> {

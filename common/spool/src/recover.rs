@@ -24,8 +24,7 @@ pub const DIRECTORIES: [&str; 5] = ["tmp", "new", "cur", "drop", "corrupt"];
 /// Files in `tmp/` and temporary names in `drop/` without a valid foot are removed at this age.
 pub const SWEEP_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// While their writers live, files with a valid foot in `tmp/` are adopted only at this age: a younger
-/// one is about to be moved by its writer.
+/// Files with a valid foot in `tmp/` that no writer has locked are adopted at this age, when the system runs.
 pub const ADOPT_AFTER: Duration = Duration::from_secs(10);
 
 /// What a directory holds.
@@ -108,7 +107,7 @@ pub fn list(directory: BorrowedFd<'_>) -> io::Result<Listing> {
 
 /// Reads all of a file but its log and says what it is. NotFound and the like are errors.
 pub fn classify(directory: BorrowedFd<'_>, name: &str) -> io::Result<Found> {
-    classified(directory, name).map(|(found, _)| found)
+    classified(SpoolFile::open(directory, name), directory, name).map(|(found, _)| found)
 }
 
 /// The time since a file was last written, by `now`; none when that lies ahead.
@@ -119,12 +118,14 @@ pub fn age(directory: BorrowedFd<'_>, name: &str, now: SystemTime) -> io::Result
 }
 
 /// Looks through `tmp/`: what is whole and at least `adopt_after` old goes to `new/`, what is damaged to
-/// `corrupt/`, what is unfinished goes when its writer is dead and it is empty or a day old. At its own start the queue-manager need not wait:
-/// `adopt_after` may be zero even beside living writers, which write the foot last and take a file that
-/// is gone for moved.
+/// `corrupt/`, what is unfinished goes when it is empty or a day old. What a living writer has locked is left alone,
+/// so at its own start the queue-manager need not wait: `adopt_after` may be zero.
 ///
-/// An adopted file is synced before it is moved: its writer may have died, or be waiting, between the
-/// write and the sync.
+/// Of a file of several parts the last may be half written. It is cut off, since nobody was told that it was accepted:
+/// the parts before it are whole. One that was written and whose bodies are not right leaves a copy of the file in
+/// `corrupt/`, as it may also be the disk that lost what was.
+///
+/// An adopted file is synced before it is moved: its writer may have died between the write and the sync.
 pub fn rescue(
     tmp: BorrowedFd<'_>,
     new: BorrowedFd<'_>,
@@ -201,23 +202,28 @@ fn rescue_one(
     if age < adopt_after {
         return Ok(());
     }
-    match classified(tmp, name)? {
-        (Found::Whole, file) => {
-            // It was written into a blank, whose name says nothing.
-            let first = file.as_ref().and_then(|file| file.messages().first()).map(|message| message.id);
-            let (Some(file), Some(id)) = (file, first) else { return Ok(()) };
-            file.sync_all()?;
-            rename_between(tmp, name, new, &id.to_string())?;
-            rescued.adopted.push(id);
-        }
+    // Held until the file is where it belongs.
+    let Some(_lock) = lock(tmp, name)? else { return Ok(()) };
+    match classified(SpoolFile::open_unfinished(tmp, name), tmp, name)? {
+        (Found::Whole, Some(file)) => adopt(rescued, tmp, new, name, file)?,
+        (Found::Whole, None) => {}
         (Found::Unfinished, _) => {
             // A dead writer's blanks need not lie there for a day.
             let blank = name.starts_with('.') && size(tmp, name)? == 0;
-            if (blank || age >= SWEEP_AFTER) && sweep(tmp, name)? {
+            if blank || age >= SWEEP_AFTER {
+                remove(tmp, name)?;
                 rescued.swept.push(name.to_owned());
             }
         }
-        (Found::Damaged(why), _) => {
+        (Found::Damaged(why), Some(mut file)) => {
+            let copy = copy_aside(tmp, name, corrupt)?;
+            rescued
+                .set_aside
+                .push((copy, format!("{why}; what was written before it is whole, and delivered")));
+            file.forget_last_part();
+            adopt(rescued, tmp, new, name, file)?;
+        }
+        (Found::Damaged(why), None) => {
             rescued.set_aside.push((set_aside(tmp, name, corrupt)?, why));
         }
         (Found::Newer(version), _) => {
@@ -227,34 +233,88 @@ fn rescue_one(
     Ok(())
 }
 
+fn adopt(
+    rescued: &mut Rescued,
+    tmp: BorrowedFd<'_>,
+    new: BorrowedFd<'_>,
+    name: &str,
+    mut file: SpoolFile,
+) -> io::Result<()> {
+    // It was written into a blank, whose name says nothing.
+    let Some(id) = file.messages().first().map(|message| message.id) else { return Ok(()) };
+    file.cut_to_parts()?;
+    file.sync_all()?;
+    rename_between(tmp, name, new, &id.to_string())?;
+    rescued.adopted.push(id);
+    Ok(())
+}
+
+/// As [`set_aside`], and leaves the file where it is.
+fn copy_aside(from: BorrowedFd<'_>, name: &str, corrupt: BorrowedFd<'_>) -> io::Result<String> {
+    let create = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let (mut unique, mut n) = (name.to_owned(), 0);
+    let mut copy = loop {
+        match openat(corrupt, unique.as_str(), create, Mode::S_IRUSR | Mode::S_IWUSR) {
+            Ok(fd) => break File::from(fd),
+            Err(Errno::EEXIST) => n += 1,
+            Err(error) => return Err(error.into()),
+        }
+        unique = format!("{name}.{n}");
+    };
+    let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    io::copy(&mut File::from(openat(from, name, read, Mode::empty())?), &mut copy)?;
+    copy.sync_all()?;
+    Ok(unique)
+}
+
 fn size(directory: BorrowedFd<'_>, name: &str) -> io::Result<u64> {
     Ok(fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_size.max(0) as u64)
 }
 
-/// Unlinks a file unless the writer that made it lives and holds its lock, which it may for days.
-fn sweep(tmp: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
+/// Locks a file. None while the writer that made it lives and holds its lock, which it may for days.
+fn lock(tmp: BorrowedFd<'_>, name: &str) -> io::Result<Option<File>> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = File::from(openat(tmp, name, flags, Mode::empty())?);
     match file.try_lock() {
-        Ok(()) => remove(tmp, name).map(|()| true),
-        Err(TryLockError::WouldBlock) => Ok(false),
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
-/// With the file, when it is whole. What is behind the foot is not looked at: in `tmp/` and `drop/` nothing
-/// of ours is there yet.
-fn classified(directory: BorrowedFd<'_>, name: &str) -> io::Result<(Found, Option<SpoolFile>)> {
-    let found = SpoolFile::open(directory, name)
-        .and_then(|file| (0..file.messages().len()).try_for_each(|n| file.check_body(n)).map(|()| file));
-    match found {
-        Ok(file) => Ok((Found::Whole, Some(file))),
-        Err(ReadError::Io(error)) => Err(error),
-        Err(ReadError::Newer(version)) => Ok((Found::Newer(version), None)),
-        Err(ReadError::Corrupt(why)) => match has_foot(directory, name) {
-            Ok(true) => Ok((Found::Damaged(why), None)),
-            Err(ReadError::Io(error)) => Err(error),
-            _ => Ok((Found::Unfinished, None)),
+/// With the file, when it is whole, or would be without its last part. What is behind the parts is not looked at:
+/// in `tmp/` and `drop/` nothing of ours is there yet.
+fn classified(
+    opened: Result<SpoolFile, ReadError>,
+    directory: BorrowedFd<'_>,
+    name: &str,
+) -> io::Result<(Found, Option<SpoolFile>)> {
+    let why = match opened {
+        Ok(file) => match first_damaged(&file)? {
+            None => return Ok((Found::Whole, Some(file))),
+            Some((n, why)) => {
+                return Ok((Found::Damaged(why), Some(file).filter(|file| file.is_in_last_part(n))));
+            }
         },
+        Err(ReadError::Io(error)) => return Err(error),
+        Err(ReadError::Newer(version)) => return Ok((Found::Newer(version), None)),
+        Err(ReadError::Corrupt(why)) => why,
+    };
+    match has_foot(directory, name) {
+        Ok(true) => Ok((Found::Damaged(why), None)),
+        Err(ReadError::Io(error)) => Err(error),
+        _ => Ok((Found::Unfinished, None)),
     }
+}
+
+/// The first message whose body is not right.
+fn first_damaged(file: &SpoolFile) -> io::Result<Option<(usize, String)>> {
+    for n in 0..file.messages().len() {
+        match file.check_body(n) {
+            Ok(()) => {}
+            Err(ReadError::Io(error)) => return Err(error),
+            Err(error) => return Ok(Some((n, error.to_string()))),
+        }
+    }
+    Ok(None)
 }

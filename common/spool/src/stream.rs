@@ -5,10 +5,11 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::commit::{close, publish};
+use crate::commit::publish;
 use crate::envelope::Envelope;
 use crate::format::{self, HEAD_LEN, StoredRef};
 use crate::id::QueueId;
+use crate::layout::{Place, close};
 use crate::ops::{Directory, Ops, Output, labelled};
 use crate::writer::{Finished, STREAM_ABOVE, Shared, WriteError, WriterDirs};
 
@@ -194,7 +195,7 @@ impl Stream {
         let mut index = Vec::with_capacity(prepend.len() + 512);
         let offset = HEAD_LEN as u64;
         format::encode_message(&mut index, &StoredRef { id, envelope, prepend, offset, length, crc });
-        let (head, tail) = close(id, offset + length, index, 1)?;
+        let (head, tail) = close(Place::alone(id), offset + length, index, 1)?;
         by.ops.write(&self.file, &mut [IoSlice::new(&tail)], offset + length)?;
         by.ops.write(&self.file, &mut [IoSlice::new(&head)], 0)?;
         Ok(())

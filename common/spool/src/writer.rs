@@ -7,8 +7,10 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::blanks::Blanks;
+use crate::commit::Keep;
 use crate::envelope::Envelope;
 use crate::id::QueueId;
 use crate::ops::{Ops, Probe, labelled};
@@ -24,6 +26,15 @@ const STREAMERS: usize = 8;
 
 /// Empty files kept ready for them.
 const BLANKS: usize = 16;
+
+/// The first committer's file: one that comes at once behind another shares its file, and of the time that a
+/// delivery takes these are nothing. A client on the same machine or the next comes back within a millisecond.
+const KEEP: Keep = Keep { quiet: Duration::from_millis(2), longest: Duration::from_millis(5), parts: 16 };
+
+/// As many threads and files as serve well.
+const FULL: Crew = Crew { committers: COMMITTERS, streamers: STREAMERS, blanks: BLANKS, keep: Some(KEEP) };
+/// One of each, and a file for each batch: it is certain what shares a file.
+const SINGLE: Crew = Crew { committers: 1, streamers: 1, blanks: 1, keep: None };
 
 /// Messages of more octets than this are streamed to a file of their own.
 pub const STREAM_ABOVE: usize = 128 * 1024;
@@ -99,6 +110,14 @@ pub(crate) struct Shared {
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
+/// Who works behind a writer.
+struct Crew {
+    committers: usize,
+    streamers: usize,
+    blanks: usize,
+    keep: Option<Keep>,
+}
+
 /// What a thread does.
 type Run = dyn FnOnce(&Arc<Shared>, &WriterDirs, &Ops) + Send;
 
@@ -144,18 +163,30 @@ impl Writer {
     /// Starts the threads. `wake` is called from them, once for each group of completions, and when
     /// a stream's unwritten octets fall below [`STREAM_ABOVE`] again; it must not block.
     pub fn start(dirs: WriterDirs, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
-        Self::start_with(dirs, wake, Ops::default(), COMMITTERS, STREAMERS, BLANKS)
+        Self::start_with(dirs, wake, Ops::default(), FULL)
     }
 
     /// As [`Writer::start`], with every file operation shown to `probe` first, and one committer and one
-    /// streamer, so that it is certain what shares a file. For tests.
+    /// streamer, and a file for each batch, so that it is certain what shares a file. For tests.
     #[doc(hidden)]
     pub fn start_probed(
         dirs: WriterDirs,
         wake: impl Fn() + Send + Sync + 'static,
         probe: Probe,
     ) -> io::Result<Self> {
-        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, 1, 1, 1)
+        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, SINGLE)
+    }
+
+    /// As [`Writer::start_probed`], but each batch is a part of one file, until that is full or the writer is dropped.
+    #[doc(hidden)]
+    pub fn start_probed_keeping(
+        dirs: WriterDirs,
+        wake: impl Fn() + Send + Sync + 'static,
+        probe: Probe,
+    ) -> io::Result<Self> {
+        let long = Duration::from_secs(3600);
+        let keep = Some(Keep { quiet: long, longest: long, parts: u32::MAX });
+        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, Crew { keep, ..SINGLE })
     }
 
     /// As [`Writer::start_probed`], with all threads.
@@ -165,17 +196,16 @@ impl Writer {
         wake: impl Fn() + Send + Sync + 'static,
         probe: Probe,
     ) -> io::Result<Self> {
-        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, COMMITTERS, STREAMERS, BLANKS)
+        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, FULL)
     }
 
     fn start_with(
         dirs: WriterDirs,
         wake: impl Fn() + Send + Sync + 'static,
         ops: Ops,
-        committers: usize,
-        streamers: usize,
-        blanks: usize,
+        crew: Crew,
     ) -> io::Result<Self> {
+        let Crew { committers, streamers, blanks, keep } = crew;
         let shared = Arc::new(Shared {
             small: Mutex::default(),
             small_ready: Condvar::new(),
@@ -198,7 +228,11 @@ impl Writer {
             Box::new(|shared, dirs, ops| shared.blanks.run(ops, &labelled(&dirs.tmp, "tmp"))),
         )?;
         let committers = (0..committers).map(|n| {
-            thread("committer", Box::new(move |shared, dirs, ops| commit::run(shared, dirs, ops, n == 0)))
+            let keep = keep.filter(|_| n == 0);
+            thread(
+                "committer",
+                Box::new(move |shared, dirs, ops| commit::run(shared, dirs, ops, n == 0, keep)),
+            )
         });
         let streamers = (0..streamers).map(|n| {
             thread("streamer", Box::new(move |shared, dirs, ops| stream::run(shared, dirs, ops, n)))
@@ -310,14 +344,18 @@ impl Shared {
         lock(&self.small)
     }
 
-    /// Waits for a message, or for a full file.
+    /// Waits for a message, or for a full file, and not longer than that.
     pub(crate) fn wait_small<'a>(
         &self,
         guard: MutexGuard<'a, Small>,
         for_any: bool,
+        longest: Option<Duration>,
     ) -> MutexGuard<'a, Small> {
         let event = if for_any { &self.small_ready } else { &self.small_full };
-        event.wait(guard).unwrap_or_else(PoisonError::into_inner)
+        match longest {
+            Some(longest) => event.wait_timeout(guard, longest).unwrap_or_else(PoisonError::into_inner).0,
+            None => event.wait(guard).unwrap_or_else(PoisonError::into_inner),
+        }
     }
 
     /// Wakes a committer that waits for a full file.

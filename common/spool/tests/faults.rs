@@ -218,12 +218,16 @@ proptest! {
 
     /// Whatever fails, and however often: one completion each, and what it says is what is there.
     #[test]
-    fn any_operations_may_fail(faults in proptest::collection::btree_set(0usize..120, 0..25), pause in 0u64..30) {
+    fn any_operations_may_fail(
+        faults in proptest::collection::btree_set(0usize..120, 0..25),
+        pauses in proptest::collection::btree_set(0u64..30, 0..8),
+        parts: bool,
+    ) {
         let desk = Desk::in_memory();
         let count = AtomicUsize::new(0);
         let probe: Probe = Arc::new(move |operation| {
-            // An unlink that fails leaves what the next recovery would take for accepted.
-            if matches!(operation, Operation::Unlink(..)) {
+            // An unlink or a cut that fails leaves what the next recovery would take for accepted.
+            if matches!(operation, Operation::Unlink(..) | Operation::Cut(..)) {
                 return Ok(());
             }
             match faults.contains(&count.fetch_add(1, Ordering::SeqCst)) {
@@ -231,7 +235,8 @@ proptest! {
                 false => Ok(()),
             }
         });
-        let mut writer = desk.probed(probe);
+        let start = if parts { Writer::start_probed_keeping } else { Writer::start_probed };
+        let mut writer = start(desk.dirs(), desk.waker(), probe).unwrap();
         let mut done = Vec::new();
         for n in 0..30u64 {
             let sent = message(n, &vec![n as u8; n as usize * 50]);
@@ -242,8 +247,9 @@ proptest! {
             } else {
                 writer.submit(n, sent);
             }
-            if n == pause {
-                done.extend(desk.wait(&mut writer, 1));
+            if pauses.contains(&n) {
+                let waiting = n as usize + 1 - done.len();
+                done.extend(desk.wait(&mut writer, waiting));
             }
         }
         let left = 30 - done.len();

@@ -11,6 +11,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +24,7 @@ enum Event {
     Create(&'static str, String),
     Write(String, u64, Vec<u8>),
     Sync(String),
+    Cut(String, u64),
     SyncDirectory(&'static str),
     Rename(String, &'static str, String),
     Unlink(String),
@@ -86,6 +88,42 @@ fn a_local_program_waits_for_its_message() {
     cut_everywhere(&events, &HashMap::from([(message.id, message)]), 200);
 }
 
+/// Messages that come one behind the other, in parts of one file.
+#[test]
+fn a_run_of_the_writer_in_parts() {
+    let (events, sent) = record_in_turns(0);
+    let syncs = events.iter().filter(|event| matches!(event, Event::Sync(_))).count();
+    assert!(syncs > 8, "{syncs} parts");
+    cut_everywhere(&events, &sent, 20);
+}
+
+/// One of them cannot be synced: it is cut off, and the file goes its way without it.
+#[test]
+fn a_run_of_the_writer_in_parts_of_which_one_fails() {
+    for fails in [2, 5] {
+        let (events, sent) = record_in_turns(fails);
+        assert_eq!(events.iter().filter(|event| matches!(event, Event::Cut(..))).count(), 1);
+        let reported = events.iter().filter(|event| matches!(event, Event::Reported(_))).count();
+        assert!((10..sent.len()).contains(&reported), "{reported} were taken");
+        cut_everywhere(&events, &sent, 20);
+    }
+}
+
+/// That the simulation can fail here too: of one part alone the sync is missing.
+#[test]
+fn a_part_that_is_reported_too_early_is_caught() {
+    for skipped in [1, 4, 8] {
+        let (mut events, sent) = record_in_turns(0);
+        let mut syncs = 0;
+        events.retain(|event| {
+            syncs += usize::from(matches!(event, Event::Sync(_)));
+            syncs != skipped || !matches!(event, Event::Sync(_))
+        });
+        let caught = std::panic::catch_unwind(|| cut_everywhere(&events, &sent, 60));
+        assert!(caught.is_err(), "part {skipped} was not synced and nobody noticed");
+    }
+}
+
 /// That the simulation can fail: a writer that reports before the directory is synced, and one that
 /// reports before the file is, are found out.
 #[test]
@@ -143,6 +181,58 @@ fn record_a_run(
     (events, sent)
 }
 
+/// Runs a writer that keeps its file, and gives it one to three messages whenever what it had is reported. One of its
+/// syncs may fail.
+fn record_in_turns(fails: usize) -> (Vec<Event>, HashMap<QueueId, NewMessage>) {
+    let desk = Desk::in_memory();
+    let events: Arc<Mutex<Vec<Event>>> = Arc::default();
+    let messages: Vec<_> = (0..20).map(|n| message(n, &vec![n as u8; (n * 977 % 6000) as usize])).collect();
+    let sent: HashMap<_, _> = messages.iter().map(|message| (message.id, message.clone())).collect();
+    let writer: Arc<Mutex<Option<Writer>>> = Arc::default();
+    let answered = Arc::new(AtomicUsize::new(0));
+    let heard = answered.clone();
+    let (noted, syncs) = (recorder(events.clone()), AtomicUsize::new(0));
+    let probe: Probe = Arc::new(move |operation| {
+        let sync = matches!(operation, Operation::Sync(_));
+        match sync && syncs.fetch_add(1, Ordering::SeqCst) + 1 == fails {
+            // It promises nothing: as if it had not been.
+            true => Err(std::io::ErrorKind::Other.into()),
+            false => noted(operation),
+        }
+    });
+    let waker = (events.clone(), writer.clone(), Mutex::new(messages.into_iter()), Mutex::new(desk.waker()));
+    let wake = move || {
+        let (events, writer, messages, wake) = &waker;
+        let (mut writer, mut messages) = (writer.lock().unwrap(), messages.lock().unwrap());
+        let Some(writer) = writer.as_mut() else { return };
+        for completion in writer.completions() {
+            assert!(completion.result.is_ok() || fails > 0);
+            if completion.result.is_ok() {
+                events.lock().unwrap().push(Event::Reported(completion.id));
+            }
+            heard.fetch_add(1, Ordering::SeqCst);
+        }
+        let some = messages.len() % 4 % 3 + 1;
+        messages.by_ref().take(some).for_each(|message| writer.submit(0, message));
+        wake.lock().unwrap()();
+    };
+    // Its first message is none of the twenty: it sets the others going.
+    let first = message(100, b"first");
+    let mut started = Writer::start_probed_keeping(desk.dirs(), Box::new(wake), probe).unwrap();
+    let mut guard = writer.lock().unwrap();
+    started.submit(0, first.clone());
+    *guard = Some(started);
+    drop(guard);
+    let sent: HashMap<_, _> = sent.into_iter().chain([(first.id, first)]).collect();
+    while answered.load(Ordering::SeqCst) < sent.len() {
+        desk.next_wake();
+    }
+    let last = writer.lock().unwrap().take();
+    drop(last);
+    let events = std::mem::take(&mut *events.lock().unwrap());
+    (events, sent)
+}
+
 /// Notes each operation as it is about to be made.
 fn recorder(events: Arc<Mutex<Vec<Event>>>) -> Probe {
     Arc::new(move |operation| {
@@ -154,6 +244,7 @@ fn recorder(events: Arc<Mutex<Vec<Event>>>) -> Probe {
             }
             Operation::Sync(name) => Event::Sync(name.to_string()),
             Operation::SyncDirectory(label) => Event::SyncDirectory(label),
+            Operation::Cut(name, length) => Event::Cut(name.to_string(), *length),
             Operation::Rename((_, from), (label, to)) => {
                 Event::Rename(from.to_string(), label, to.to_string())
             }
@@ -207,11 +298,17 @@ struct Disk {
     files: BTreeMap<(&'static str, String), Vec<u8>>,
 }
 
+/// What is done to a file's content.
+enum Change {
+    Write(usize, Vec<u8>),
+    Cut(usize),
+}
+
 /// A file's history up to the cut.
 #[derive(Default)]
 struct History {
     synced: Vec<u8>,
-    writes: Vec<(u64, Vec<u8>)>,
+    changes: Vec<Change>,
     /// Where its name stood after each change, None being nowhere.
     places: Vec<Option<(&'static str, String)>>,
     /// How many of these are certain.
@@ -227,9 +324,13 @@ impl Disk {
                     histories.entry(name.clone()).or_default().places.push(Some((label, name.clone())));
                 }
                 Event::Write(name, at, data) => {
-                    histories.entry(name.clone()).or_default().writes.push((*at, data.clone()));
+                    let change = Change::Write(*at as usize, data.clone());
+                    histories.entry(name.clone()).or_default().changes.push(change);
                 }
                 Event::Sync(name) => histories.entry(name.clone()).or_default().settle(),
+                Event::Cut(name, length) => {
+                    histories.entry(name.clone()).or_default().changes.push(Change::Cut(*length as usize));
+                }
                 Event::SyncDirectory(label) => {
                     for history in histories.values_mut() {
                         let touching =
@@ -256,23 +357,33 @@ impl Disk {
 
 impl History {
     fn settle(&mut self) {
-        for (at, data) in self.writes.drain(..) {
-            put(&mut self.synced, at as usize, &data);
+        for change in self.changes.drain(..) {
+            match change {
+                Change::Write(at, data) => put(&mut self.synced, at, &data),
+                Change::Cut(length) => self.synced.truncate(length),
+            }
         }
     }
 
-    /// What was synced, with some sectors of what was written since, and some length between.
+    /// What was synced, with some sectors of what was written since, and some length between; cut or not, where it
+    /// was cut since.
     fn content(&self, dice: &mut Dice) -> Vec<u8> {
         let mut content = self.synced.clone();
         let everything = dice.between(0, 2) == 0;
-        for (at, data) in &self.writes {
-            for (n, sector) in data.chunks(SECTOR).enumerate() {
-                if everything || dice.between(0, 1) == 0 {
-                    put(&mut content, *at as usize + n * SECTOR, sector);
+        for change in &self.changes {
+            match change {
+                Change::Write(at, data) => {
+                    for (n, sector) in data.chunks(SECTOR).enumerate() {
+                        if everything || dice.between(0, 1) == 0 {
+                            put(&mut content, at + n * SECTOR, sector);
+                        }
+                    }
                 }
+                Change::Cut(length) if everything || dice.between(0, 1) == 0 => content.truncate(*length),
+                Change::Cut(_) => {}
             }
         }
-        if !everything {
+        if !everything && content.len() > self.synced.len() {
             let length = dice.between(self.synced.len(), content.len());
             content.truncate(length);
         }

@@ -13,6 +13,8 @@ use crate::material::front;
 
 const HEAD: usize = 64;
 const FOOT: usize = 48;
+const LOG_HEAD: usize = 24;
+const BLOCK: usize = 4096;
 const NAME: &str = "0000000000001";
 
 thread_local! {
@@ -38,9 +40,11 @@ fn read(place: &Path, bytes: &[u8]) {
     std::fs::write(place.join(NAME), bytes).unwrap();
     let directory = File::open(place).unwrap();
     let dropped = SpoolFile::open_dropped(directory.as_fd(), NAME);
+    let unfinished = SpoolFile::open_unfinished(directory.as_fd(), NAME);
     let Ok(file) = SpoolFile::open(directory.as_fd(), NAME) else { return };
     let dropped = dropped.expect("the log's fault is no fault of the file");
-    assert_eq!(file.messages(), dropped.messages());
+    assert!(file.messages().starts_with(dropped.messages()), "the first part, or all");
+    assert_eq!(file.messages(), unfinished.expect("it is more than that").messages());
     assert!(!file.messages().is_empty(), "a file of nothing");
     for (n, message) in file.messages().iter().enumerate() {
         let body = file.read_body(n);
@@ -53,21 +57,37 @@ fn read(place: &Path, bytes: &[u8]) {
     let _ = file.log_tail();
 }
 
-/// The checksums of head, index, foot and log made right, as far as they can be found.
+/// The checksums of heads, indices, feet and log made right, as far as they can be found.
 fn sign(bytes: &mut [u8]) {
+    let mut at = 0;
+    while let Some(end) = sign_part(bytes, at) {
+        let next = end.next_multiple_of(BLOCK);
+        if bytes[12] == 0 {
+            return sign_log(bytes, end);
+        } else if bytes.get(next..).is_some_and(|rest| rest.starts_with(b"POSTERN\n")) {
+            at = next;
+        } else if bytes.len() >= next + LOG_HEAD {
+            let crc = crc32c::crc32c(&bytes[next..next + LOG_HEAD - 4]);
+            put(bytes, next + LOG_HEAD - 4, crc);
+            return sign_log(bytes, next + LOG_HEAD);
+        } else {
+            return;
+        }
+    }
+}
+
+/// One part; where it ends.
+fn sign_part(bytes: &mut [u8], from: usize) -> Option<usize> {
     let number = |bytes: &[u8], at: usize| {
         let octets = bytes.get(at..at + 8)?.try_into().ok()?;
         usize::try_from(u64::from_le_bytes(octets)).ok()
     };
-    let put = |bytes: &mut [u8], at: usize, crc: u32| bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
-    if bytes.len() < HEAD {
-        return;
-    }
-    let crc = crc32c::crc32c(&bytes[..HEAD - 4]);
-    put(bytes, HEAD - 4, crc);
-    let Some(foot) = number(bytes, 24).filter(|foot| foot.saturating_add(FOOT) <= bytes.len()) else {
-        return;
-    };
+    let crc = crc32c::crc32c(bytes.get(from..from + HEAD - 4)?);
+    bytes.get(from + HEAD - 4..from + HEAD)?;
+    put(bytes, from + HEAD - 4, crc);
+    let foot = number(bytes, from + 24).filter(|foot| {
+        (from + HEAD..bytes.len()).contains(foot) && foot.saturating_add(FOOT) <= bytes.len()
+    })?;
     let index = number(bytes, foot + 8).zip(number(bytes, foot + 16));
     if let Some(index) = index.and_then(|(at, length)| bytes.get(at..at.checked_add(length)?)) {
         let crc = crc32c::crc32c(index);
@@ -75,8 +95,11 @@ fn sign(bytes: &mut [u8]) {
     }
     let crc = crc32c::crc32c(&bytes[foot..foot + FOOT - 4]);
     put(bytes, foot + FOOT - 4, crc);
+    Some(foot + FOOT)
+}
+
+fn sign_log(bytes: &mut [u8], mut at: usize) {
     let id: [u8; 8] = bytes[16..24].try_into().unwrap();
-    let mut at = foot + FOOT;
     while let Some(length) = bytes.get(at..at + 4) {
         let length: [u8; 4] = length.try_into().unwrap();
         let end = (at + 8).saturating_add(u32::from_le_bytes(length) as usize);
@@ -86,4 +109,8 @@ fn sign(bytes: &mut [u8]) {
         put(bytes, at + 4, crc);
         at = end;
     }
+}
+
+fn put(bytes: &mut [u8], at: usize, crc: u32) {
+    bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
 }

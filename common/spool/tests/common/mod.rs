@@ -98,7 +98,8 @@ impl Desk {
     pub fn messages(&self, directory: &str) -> HashMap<QueueId, NewMessage> {
         let mut all = HashMap::new();
         let listing = list(self.fd(directory)).unwrap();
-        let whole = listing.others.iter().filter_map(|name| SpoolFile::open(self.fd(directory), name).ok());
+        let open = |name: &String| SpoolFile::open_unfinished(self.fd(directory), name).ok();
+        let whole = listing.others.iter().filter_map(open);
         for file in listing.files.iter().map(|id| self.open(directory, *id)).chain(whole) {
             for n in 0..file.messages().len() {
                 let message = restore(&file, n);

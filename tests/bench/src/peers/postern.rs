@@ -18,8 +18,8 @@ use crate::peers::{ADDRESS, Peer, files};
 const BATCH: usize = 256;
 
 pub(super) const PROMISES: [&str; 3] = [
-    "the message and its name: fsync of a spool file, shared by all that came meanwhile, whose directory entry was \
-     synced before",
+    "the message and its name: fsync of its part of a spool file, shared by all that came meanwhile; the file's \
+     directory entry was synced before",
     "sync of the file before it is moved into `new/`, then sync of the directory; one syncfs for a batch of four or more",
     "what was done is recorded within a second",
 ];
