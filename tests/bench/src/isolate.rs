@@ -80,9 +80,9 @@ fn keep_logs(scratch: &Path, name: &str) -> String {
     std::fs::create_dir_all(&directory).unwrap();
     let _ = std::fs::copy(scratch.join("errors"), directory.join("errors"));
     for entry in std::fs::read_dir(scratch).into_iter().flatten().flatten() {
-        for name in ["log", "stderr", "postern.toml"] {
+        for name in ["log", "log/mainlog", "log/paniclog", "stderr", "postern.toml"] {
             let of = entry.file_name();
-            let to = directory.join(format!("{}-{name}", of.to_string_lossy()));
+            let to = directory.join(format!("{}-{}", of.to_string_lossy(), name.replace('/', "-")));
             // What is not there is not kept.
             let _ = std::fs::copy(entry.path().join(name), to);
         }
