@@ -14,9 +14,9 @@ use crate::machine::project;
 use crate::peers::{self, ADDRESS, Peer, files, guest};
 
 pub(super) const PROMISES: [&str; 3] = [
-    "the message: fsync of its header file and of its data file; the names are left to the file system",
+    "the message and its names: fsync of its data file, of its header file and of their directory",
     "fsync of the file before it is moved into `new/`",
-    "both files are removed, without a sync",
+    "fsync of a journal that says so; then the files are removed, without a sync",
 ];
 
 /// A user that no system has.
@@ -35,7 +35,6 @@ impl Exim {
             std::fs::create_dir_all(d.join(name)).unwrap();
             chown(d.join(name), Some(USER.1), Some(USER.1)).unwrap();
         }
-        chown(d.join("mail"), Some(65_534), Some(65_534)).unwrap();
         let users: String = peers::users(workload).map(|user| format!("{user}: {user}\n")).collect();
         std::fs::write(d.join("users"), users).unwrap();
         let text = std::fs::read_to_string(project("tests/bench/exim/exim4.conf")).unwrap();
@@ -61,7 +60,7 @@ impl Peer for Exim {
     }
 
     fn queued(&self, moving: bool) -> usize {
-        // What is frozen lies where everything lies.
+        // What is on hold lies where everything lies.
         if moving { 0 } else { files(&self.directory.join("spool/input")) }
     }
 
