@@ -23,6 +23,8 @@ pub(crate) struct Load<'a> {
     pub(crate) size: usize,
     /// All in one connection, or each in its own.
     pub(crate) long: bool,
+    /// A connection is closed when QUIT was answered, or was sent.
+    pub(crate) patient: bool,
     /// The recipient of the n-th message of all.
     pub(crate) to: &'a (dyn Fn(usize) -> String + Sync),
 }
@@ -51,8 +53,10 @@ fn one(load: &Load<'_>, number: usize) -> Vec<f64> {
         took.push(now.data(&message).as_secs_f64() * 1000.0);
         if load.long && n + 1 < load.each {
             session = Some(now);
-        } else {
+        } else if load.patient {
             now.ask("QUIT", b'2');
+        } else {
+            now.say("QUIT");
         }
     }
     took
@@ -104,8 +108,12 @@ impl Session {
     }
 
     fn ask(&mut self, line: &str, expected: u8) {
-        self.stream.get_mut().write_all(format!("{line}\r\n").as_bytes()).unwrap();
+        self.say(line);
         self.reply(expected);
+    }
+
+    fn say(&mut self, line: &str) {
+        self.stream.get_mut().write_all(format!("{line}\r\n").as_bytes()).unwrap();
     }
 
     /// The content, and how long the reply to its final dot took.

@@ -43,6 +43,12 @@ pub(crate) trait Peer {
 
     /// Its sendmail(1).
     fn sendmail(&self) -> Command;
+
+    /// Whether its reply to QUIT comes late, long after everything is done. Mail systems do not wait for that
+    /// reply (Postfix: `smtp_skip_quit_response`), so a load should not be made of waiting for it.
+    fn quits_late(&self) -> bool {
+        false
+    }
 }
 
 /// Where a system takes mail. Its network is its own.

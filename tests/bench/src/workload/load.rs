@@ -105,17 +105,21 @@ impl Run {
         timed(&measured)
     }
 
-    /// smtp-source sends everything to one recipient, so where there are many the load is our own.
+    /// smtp-source sends everything to one recipient, so where there are many the load is our own. It also waits
+    /// for the reply to QUIT.
     fn generated(&self) -> bool {
         let workload = self.cell.workload;
-        workload.destinations() > 0 || matches!(workload, Workload::Maildirs | Workload::Fanout)
+        workload.destinations() > 0
+            || matches!(workload, Workload::Maildirs | Workload::Fanout)
+            || self.peer.quits_late() && !self.cell.long
     }
 
     fn generate(&self, count: usize) -> Measured {
         let Cell { sessions, size, long, .. } = self.cell;
         let (workload, load) = (self.cell.workload, self.loads);
         let to = move |n| recipient(workload, load, n);
-        generator::run(&Load { address: ADDRESS, sessions, each: count / sessions, size, long, to: &to })
+        let (each, patient) = (count / sessions, !self.peer.quits_late());
+        generator::run(&Load { address: ADDRESS, sessions, each, size, long, patient, to: &to })
     }
 
     fn wait(&self, count: usize, already: usize) {
