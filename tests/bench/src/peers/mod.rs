@@ -138,6 +138,8 @@ impl Name {
             Self::Postern => true,
             // A process for each client: there is no memory for 5,000.
             Self::Postfix => cell.workload != Idle || cell.sessions <= 1000,
+            // It does not take commands ahead of its replies, as the load of this workload gives them.
+            Self::OpenSmtpd if cell.workload == Fanout => false,
             Self::Exim | Self::OpenSmtpd => match cell.workload {
                 Hold | Relay | Maildir | Maildirs | LmtpSink | LmtpDovecot | Far | Fanout | Sendmail => true,
                 Idle => cell.sessions <= 1000,
