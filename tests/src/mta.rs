@@ -55,7 +55,7 @@ impl Postfix {
                 .replace("@UID@", &nobody.uid.to_string())
                 .replace("@GID@", &nobody.gid.to_string())
         };
-        let main = fill(include_str!("mta/main.cf")) + more;
+        let main = with(&fill(include_str!("mta/main.cf")), more);
         std::fs::write(d.join("etc/main.cf"), main).unwrap();
         std::fs::write(d.join("etc/master.cf"), fill(include_str!("mta/master.cf"))).unwrap();
         let this = Self { directory, address };
@@ -114,6 +114,15 @@ impl Drop for Postfix {
             self.postfix("stop");
         }
     }
+}
+
+/// `main.cf` with further lines. What they set anew is left out of it: of an entry that comes twice each program of
+/// Postfix warns, its postlogd too, which waits for itself for ever when ten warnings of others wait for it just then.
+fn with(main: &str, more: &str) -> String {
+    let name = |line: &str| line.split_once('=').map(|(name, _)| name.trim().to_owned());
+    let again: Vec<_> = more.lines().filter_map(name).collect();
+    let kept = main.lines().filter(|line| name(line).is_none_or(|name| !again.contains(&name)));
+    kept.chain(more.lines()).map(|line| format!("{line}\n")).collect()
 }
 
 /// Debian's Exim. It knows its own path and that of its configuration, so it is shown an `/etc` and a
