@@ -43,8 +43,7 @@ pub struct SpoolFile {
     directory: OwnedFd,
     name: String,
     id: QueueId,
-    messages: Vec<Stored>,
-    parts: Vec<Part>,
+    contents: Contents,
     log: Log,
     /// Where the next log record goes.
     log_end: u64,
@@ -52,6 +51,13 @@ pub struct SpoolFile {
     torn: bool,
     /// What goes before the first record, when it is not there yet.
     log_head: Option<[u8; LOG_HEAD_LEN]>,
+}
+
+/// What stands in a file but its log.
+#[derive(Debug, Default)]
+struct Contents {
+    messages: Vec<Stored>,
+    parts: Vec<Part>,
 }
 
 /// Messages that were committed together.
@@ -101,14 +107,13 @@ impl SpoolFile {
         read_exact(&file, &mut head, 0, "no head")?;
         let head = format::decode_head(&head)?;
         let mut tail = Tail { file: &file, size, base: 0, bytes: Vec::new() };
-        let (mut parts, mut messages) = (Vec::with_capacity(1), Vec::new());
-        read_part(&mut tail, 0, head, &mut parts, &mut messages)?;
-        let mut end = head.foot + FOOT_LEN as u64;
-        let mut log_head = None;
+        let mut contents = Contents::default();
+        contents.add(&mut tail, 0, head)?;
+        let (mut end, mut log_head) = (contents.end(), None);
         if head.part.is_some() && reading != Reading::Dropped {
-            read_more_parts(&mut tail, head.id, reading, &mut parts, &mut messages)?;
-            end = parts.last().map_or(end, |part| part.end).next_multiple_of(BLOCK);
-            let expected = format::encode_log_head(head.id, parts.len() as u32);
+            contents.add_the_others(&mut tail, head.id, reading)?;
+            end = contents.end().next_multiple_of(BLOCK);
+            let expected = format::encode_log_head(head.id, contents.parts.len() as u32);
             if tail.begins_with(end, &expected)? {
                 end += LOG_HEAD_LEN as u64;
             } else {
@@ -119,15 +124,16 @@ impl SpoolFile {
             }
         }
         let (log, log_end) = match reading {
-            Reading::Queued if log_head.is_none() => read_log(&mut tail, head.id, end, messages.len())?,
+            Reading::Queued if log_head.is_none() => {
+                read_log(&mut tail, head.id, end, contents.messages.len())?
+            }
             _ => (Log::default(), end),
         };
         Ok(Self {
             directory: directory.try_clone_to_owned()?,
             name: name.to_owned(),
             id: head.id,
-            messages,
-            parts,
+            contents,
             log,
             log_end,
             torn: log_end < size,
@@ -138,7 +144,7 @@ impl SpoolFile {
 
     /// The messages of the file.
     pub fn messages(&self) -> &[Stored] {
-        &self.messages
+        &self.contents.messages
     }
 
     /// The user who owns the file: of a file of `drop/`, the one who really sent it.
@@ -197,7 +203,7 @@ impl SpoolFile {
     /// itself when it holds one, else a sealed file in memory (the body checked).
     pub fn content_descriptor(&self, n: usize) -> io::Result<(OwnedFd, u64)> {
         let stored = self.stored(n)?;
-        if self.messages.len() == 1 {
+        if self.messages().len() == 1 {
             // Opened once more, since ours can write. Its name is the one it was opened by: a file that
             // was renamed meanwhile is NotFound.
             let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
@@ -253,23 +259,21 @@ impl SpoolFile {
 
     /// Whether a message stands in the last of several parts: the one that may be half written when a writer died.
     pub(crate) fn is_in_last_part(&self, n: usize) -> bool {
-        matches!(self.parts.as_slice(), [.., before, _] if n >= before.messages)
+        matches!(self.contents.parts.as_slice(), [.., before, _] if n >= before.messages)
     }
 
     /// Forgets the last of several parts. [`SpoolFile::cut_to_parts`] makes the file so.
     pub(crate) fn forget_last_part(&mut self) {
-        if let [.., before, _] = *self.parts.as_slice() {
-            self.parts.pop();
-            self.messages.truncate(before.messages);
+        if let [.., before, _] = *self.contents.parts.as_slice() {
+            self.contents.parts.pop();
+            self.contents.messages.truncate(before.messages);
         }
     }
 
     /// Cuts off what stands behind the last part.
     pub(crate) fn cut_to_parts(&mut self) -> io::Result<()> {
-        match self.parts.last() {
-            Some(part) if part.end < self.file.metadata()?.len() => self.file.set_len(part.end),
-            _ => Ok(()),
-        }
+        let end = self.contents.end();
+        if end < self.file.metadata()?.len() { self.file.set_len(end) } else { Ok(()) }
     }
 
     /// Whether this is the name the writer gave it.
@@ -288,8 +292,8 @@ impl SpoolFile {
         let stored = self.stored(n)?;
         let start = stored.offset.next_multiple_of(BLOCK);
         // Up to what comes next: what is between is padding.
-        let index = self.parts.iter().find(|part| n < part.messages).map_or(0, |part| part.index);
-        let limit = self.messages.get(n + 1).map_or(index, |next| next.offset.min(index));
+        let index = self.contents.parts.iter().find(|part| n < part.messages).map_or(0, |part| part.index);
+        let limit = self.messages().get(n + 1).map_or(index, |next| next.offset.min(index));
         let end = (stored.offset + stored.length).next_multiple_of(BLOCK).min(limit / BLOCK * BLOCK);
         if end <= start {
             return Ok(());
@@ -307,7 +311,7 @@ impl SpoolFile {
     }
 
     fn stored(&self, n: usize) -> io::Result<&Stored> {
-        self.messages.get(n).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no such message"))
+        self.messages().get(n).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no such message"))
     }
 }
 
@@ -375,54 +379,54 @@ fn not_regular() -> ReadError {
     ReadError::Corrupt("not a regular file".into())
 }
 
-/// Reads the part that `head` begins at `from`, and adds what is in it.
-fn read_part(
-    tail: &mut Tail<'_>,
-    from: u64,
-    head: Head,
-    parts: &mut Vec<Part>,
-    messages: &mut Vec<Stored>,
-) -> Result<(), ReadError> {
-    let end = head.foot.checked_add(FOOT_LEN as u64).filter(|end| *end <= tail.size);
-    let end = end.ok_or(ReadError::Corrupt("no valid foot".into()))?;
-    tail.around(head.foot)?;
-    let foot = format::decode_foot(tail.get(head.foot, FOOT_LEN)?, head)?;
-    let read = read_index(tail, from, &foot)?;
-    if messages.is_empty() {
-        // Most files are one part: its list as it is.
-        *messages = read;
-    } else {
-        messages.extend(read);
+impl Contents {
+    /// Adds the part that `head` begins at `from`. On failure there are as many as before.
+    fn add(&mut self, tail: &mut Tail<'_>, from: u64, head: Head) -> Result<(), ReadError> {
+        let end = head.foot.checked_add(FOOT_LEN as u64).filter(|end| *end <= tail.size);
+        let end = end.ok_or(ReadError::Corrupt("no valid foot".into()))?;
+        tail.around(head.foot)?;
+        let foot = format::decode_foot(tail.get(head.foot, FOOT_LEN)?, head)?;
+        let read = read_index(tail, from, &foot)?;
+        if self.messages.len() + read.len() > MESSAGES_MAX {
+            return Err(ReadError::Corrupt("too many messages".into()));
+        }
+        if self.messages.is_empty() {
+            // Most files are one part: its list as it is.
+            self.messages = read;
+        } else {
+            self.messages.extend(read);
+        }
+        self.parts.push(Part { messages: self.messages.len(), index: foot.index, end });
+        Ok(())
     }
-    if messages.len() > MESSAGES_MAX {
-        return Err(ReadError::Corrupt("too many messages".into()));
-    }
-    parts.push(Part { messages: messages.len(), index: foot.index, end });
-    Ok(())
-}
 
-/// Reads the parts behind the first.
-fn read_more_parts(
-    tail: &mut Tail<'_>,
-    id: QueueId,
-    reading: Reading,
-    parts: &mut Vec<Part>,
-    messages: &mut Vec<Stored>,
-) -> Result<(), ReadError> {
-    loop {
-        let at = parts.last().map_or(0, |part| part.end).next_multiple_of(BLOCK);
-        if at.saturating_add(HEAD_LEN as u64) > tail.size {
-            return Ok(());
+    /// Adds the parts behind the first.
+    fn add_the_others(
+        &mut self,
+        tail: &mut Tail<'_>,
+        id: QueueId,
+        reading: Reading,
+    ) -> Result<(), ReadError> {
+        loop {
+            let at = self.end().next_multiple_of(BLOCK);
+            if at.saturating_add(HEAD_LEN as u64) > tail.size {
+                return Ok(());
+            }
+            // No head, or one that another file left in this block: the end of the parts.
+            let Ok(head) = format::decode_head(tail.get(at, HEAD_LEN)?) else { return Ok(()) };
+            if head.id != id || head.part != Some(self.parts.len() as u32) {
+                return Ok(());
+            }
+            match self.add(tail, at, head) {
+                Err(ReadError::Corrupt(_)) if reading == Reading::Unfinished => return Ok(()),
+                added => added?,
+            }
         }
-        // No head, or one that another file left in this block: the end of the parts.
-        let Ok(head) = format::decode_head(tail.get(at, HEAD_LEN)?) else { return Ok(()) };
-        if head.id != id || head.part != Some(parts.len() as u32) {
-            return Ok(());
-        }
-        match read_part(tail, at, head, parts, messages) {
-            Err(ReadError::Corrupt(_)) if reading == Reading::Unfinished => return Ok(()),
-            read => read?,
-        }
+    }
+
+    /// Behind the last part.
+    fn end(&self) -> u64 {
+        self.parts.last().map_or(0, |part| part.end)
     }
 }
 

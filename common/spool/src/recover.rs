@@ -166,14 +166,8 @@ pub fn sweep_temporary(directory: BorrowedFd<'_>, now: SystemTime) -> io::Result
 
 /// Moves a file to `corrupt/` for a human, under its own name or one made unique by a number; says which.
 pub fn set_aside(from: BorrowedFd<'_>, name: &str, corrupt: BorrowedFd<'_>) -> io::Result<String> {
-    let mut unique = name.to_owned();
-    for n in 1.. {
-        match rename_between(from, name, corrupt, &unique) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => unique = format!("{name}.{n}"),
-            moved => return moved.map(|()| unique),
-        }
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
+    let ((), unique) = under_a_free_name(name, |unique| rename_between(from, name, corrupt, unique))?;
+    Ok(unique)
 }
 
 /// Unlinks a file; one that is not there is no error.
@@ -203,13 +197,13 @@ fn rescue_one(
         return Ok(());
     }
     // Held until the file is where it belongs.
-    let Some(_lock) = lock(tmp, name)? else { return Ok(()) };
+    let Some(locked) = lock(tmp, name)? else { return Ok(()) };
     match classified(SpoolFile::open_unfinished(tmp, name), tmp, name)? {
         (Found::Whole, Some(file)) => adopt(rescued, tmp, new, name, file)?,
         (Found::Whole, None) => {}
         (Found::Unfinished, _) => {
             // A dead writer's blanks need not lie there for a day.
-            let blank = name.starts_with('.') && size(tmp, name)? == 0;
+            let blank = name.starts_with('.') && locked.metadata()?.len() == 0;
             if blank || age >= SWEEP_AFTER {
                 remove(tmp, name)?;
                 rescued.swept.push(name.to_owned());
@@ -252,23 +246,25 @@ fn adopt(
 /// As [`set_aside`], and leaves the file where it is.
 fn copy_aside(from: BorrowedFd<'_>, name: &str, corrupt: BorrowedFd<'_>) -> io::Result<String> {
     let create = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let (mut unique, mut n) = (name.to_owned(), 0);
-    let mut copy = loop {
-        match openat(corrupt, unique.as_str(), create, Mode::S_IRUSR | Mode::S_IWUSR) {
-            Ok(fd) => break File::from(fd),
-            Err(Errno::EEXIST) => n += 1,
-            Err(error) => return Err(error.into()),
-        }
-        unique = format!("{name}.{n}");
-    };
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let (copy, unique) = under_a_free_name(name, |unique| Ok(openat(corrupt, unique, create, mode)?))?;
+    let mut copy = File::from(copy);
     let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     io::copy(&mut File::from(openat(from, name, read, Mode::empty())?), &mut copy)?;
     copy.sync_all()?;
     Ok(unique)
 }
 
-fn size(directory: BorrowedFd<'_>, name: &str) -> io::Result<u64> {
-    Ok(fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_size.max(0) as u64)
+/// Makes something under this name or, while there is such a thing, the name with a number; and which it was.
+fn under_a_free_name<T>(name: &str, mut make: impl FnMut(&str) -> io::Result<T>) -> io::Result<(T, String)> {
+    let mut unique = name.to_owned();
+    for n in 1.. {
+        match make(&unique) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => unique = format!("{name}.{n}"),
+            made => return made.map(|made| (made, unique)),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 /// Locks a file. None while the writer that made it lives and holds its lock, which it may for days.
