@@ -5,18 +5,21 @@
 mod common;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use common::*;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use postern_spool::*;
 
 /// Messages 0; 1, 2 and 3; 4: in three parts of one file, which is named after the first. Its octets.
 fn three_parts(desk: &Desk) -> Vec<u8> {
     let gate = Gate::new();
-    let mut writer = Writer::start_probed_keeping(desk.dirs(), desk.waker(), gate.probe()).unwrap();
+    let mut writer = desk.keeping(gate.probe());
     writer.submit(0, sent()[0].clone());
     gate.reached();
     (1..4).for_each(|n| writer.submit(n, sent()[n as usize].clone()));
@@ -73,15 +76,15 @@ fn what_comes_at_once_behind_another_shares_its_file() {
 #[test]
 fn a_lone_message_is_handed_over_soon() {
     let desk = Desk::new();
+    let moved = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+    moved.add_watch(&desk.directory.path().join("new"), AddWatchFlags::IN_MOVED_TO).unwrap();
     let mut writer = desk.writer();
     for n in 0..3 {
         writer.submit(n, message(n, b"x"));
         assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()));
-        let begun = Instant::now();
-        while list(desk.fd("new")).unwrap().files.last() != Some(&id(n)) {
-            assert!(begun.elapsed() < Duration::from_secs(60), "message {n} stays in tmp/");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let mut told = [PollFd::new(moved.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut told, 60_000u16), Ok(1), "message {n} stays in tmp/");
+        assert_eq!(moved.read_events().unwrap().len(), 1);
         desk.holds("new", &message(n, b"x"));
     }
 }
@@ -89,8 +92,7 @@ fn a_lone_message_is_handed_over_soon() {
 #[test]
 fn a_full_file_is_handed_over() {
     let desk = Desk::in_memory();
-    let probe: Probe = Arc::new(|_| Ok(()));
-    let mut writer = Writer::start_probed_keeping(desk.dirs(), desk.waker(), probe).unwrap();
+    let mut writer = desk.keeping(Arc::new(|_| Ok(())));
     for n in 0..300 {
         writer.submit(n, message(n, b"x"));
         desk.wait(&mut writer, 1);
@@ -100,8 +102,7 @@ fn a_full_file_is_handed_over() {
     assert_eq!(desk.messages("new").len(), 300);
     // By octets as well: 1.25 MiB.
     let desk = Desk::in_memory();
-    let probe: Probe = Arc::new(|_| Ok(()));
-    let mut writer = Writer::start_probed_keeping(desk.dirs(), desk.waker(), probe).unwrap();
+    let mut writer = desk.keeping(Arc::new(|_| Ok(())));
     for n in 0..20 {
         writer.submit(n, message(n, &[b'x'; 100_000]));
         desk.wait(&mut writer, 1);
@@ -114,8 +115,7 @@ fn a_full_file_is_handed_over() {
 #[test]
 fn recovery_leaves_the_file_of_a_writer_that_lives() {
     let desk = Desk::new();
-    let probe: Probe = Arc::new(|_| Ok(()));
-    let mut writer = Writer::start_probed_keeping(desk.dirs(), desk.waker(), probe).unwrap();
+    let mut writer = desk.keeping(Arc::new(|_| Ok(())));
     for n in 0..3 {
         writer.submit(n, message(n, b"x"));
         assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()));
@@ -290,7 +290,7 @@ fn a_part_that_fails_takes_no_other_with_it() {
     let sync: fn(&Operation<'_>) -> bool = |o| matches!(o, Operation::Sync(..));
     for such in [write, sync] {
         let desk = Desk::new();
-        let mut writer = Writer::start_probed_keeping(desk.dirs(), desk.waker(), failing(3, such)).unwrap();
+        let mut writer = desk.keeping(failing(3, such));
         for n in 0..5 {
             writer.submit(n, message(n, b"x"));
             let result = desk.wait(&mut writer, 1).remove(0).result;
@@ -313,7 +313,7 @@ fn a_part_that_cannot_be_cut_off_leaves_the_file_to_recovery() {
         Operation::Cut(..) => Err(Errno::EIO.into()),
         _ => Ok(()),
     });
-    let mut writer = Writer::start_probed_keeping(desk.dirs(), desk.waker(), probe).unwrap();
+    let mut writer = desk.keeping(probe);
     for n in 0..2 {
         writer.submit(n, message(n, b"x"));
         assert_eq!(desk.wait(&mut writer, 1)[0].result.is_ok(), n == 0);

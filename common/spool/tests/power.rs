@@ -149,48 +149,36 @@ fn record_a_run(
     start: Start,
     give: impl FnOnce(&mut Writer, &mut HashMap<QueueId, NewMessage>),
 ) -> (Vec<Event>, HashMap<QueueId, NewMessage>) {
-    let desk = Desk::in_memory();
-    let events: Arc<Mutex<Vec<Event>>> = Arc::default();
-    let writer: Arc<Mutex<Option<Writer>>> = Arc::default();
-    let (probe, waker) =
-        (recorder(events.clone()), (events.clone(), writer.clone(), Mutex::new(desk.waker())));
-    // In the writer's own thread: a report stands in the record before what the thread does next.
-    let wake = move || {
-        let (events, writer, wake) = &waker;
-        let done = writer.lock().unwrap().as_mut().map(Writer::completions).unwrap_or_default();
-        for completion in done {
-            assert_eq!(completion.result, Ok(()));
-            events.lock().unwrap().push(Event::Reported(completion.id));
-        }
-        wake.lock().unwrap()();
-    };
-    let mut sent = HashMap::new();
-    let mut started = start(desk.dirs(), Box::new(wake), probe).unwrap();
-    let mut guard = writer.lock().unwrap();
-    give(&mut started, &mut sent);
-    *guard = Some(started);
-    drop(guard);
-    let reports = |events: &[Event]| events.iter().filter(|e| matches!(e, Event::Reported(_))).count();
-    while reports(&events.lock().unwrap()) < sent.len() {
-        desk.next_wake();
-    }
-    // Ends the threads, and with them the renames that follow the reports.
-    let last = writer.lock().unwrap().take();
-    drop(last);
-    let events = std::mem::take(&mut *events.lock().unwrap());
-    (events, sent)
+    record(start, 0, Vec::new(), give)
 }
 
 /// Runs a writer that keeps its file, and gives it one to three messages whenever what it had is reported. One of its
 /// syncs may fail.
 fn record_in_turns(fails: usize) -> (Vec<Event>, HashMap<QueueId, NewMessage>) {
+    let mut messages = (0..20).map(|n| message(n, &vec![n as u8; (n * 977 % 6000) as usize]));
+    let turns = [1, 1, 3].into_iter().cycle().map(|some| messages.by_ref().take(some).collect::<Vec<_>>());
+    let turns = turns.take_while(|turn| !turn.is_empty()).collect();
+    record(Writer::start_probed_keeping, fails, turns, |writer, sent| {
+        let first = message(100, b"first");
+        sent.insert(first.id, first.clone());
+        writer.submit(100, first);
+    })
+}
+
+/// Runs a writer until everything it was given is answered: at first, and then one of `turns` whenever something is.
+/// One of its syncs may fail, counted from 1; then not all is taken.
+fn record(
+    start: Start,
+    fails: usize,
+    turns: Vec<Vec<NewMessage>>,
+    give: impl FnOnce(&mut Writer, &mut HashMap<QueueId, NewMessage>),
+) -> (Vec<Event>, HashMap<QueueId, NewMessage>) {
     let desk = Desk::in_memory();
     let events: Arc<Mutex<Vec<Event>>> = Arc::default();
-    let messages: Vec<_> = (0..20).map(|n| message(n, &vec![n as u8; (n * 977 % 6000) as usize])).collect();
-    let sent: HashMap<_, _> = messages.iter().map(|message| (message.id, message.clone())).collect();
     let writer: Arc<Mutex<Option<Writer>>> = Arc::default();
     let answered = Arc::new(AtomicUsize::new(0));
-    let heard = answered.clone();
+    let mut sent: HashMap<_, _> =
+        turns.iter().flatten().map(|message| (message.id, message.clone())).collect();
     let (noted, syncs) = (recorder(events.clone()), AtomicUsize::new(0));
     let probe: Probe = Arc::new(move |operation| {
         let sync = matches!(operation, Operation::Sync(_));
@@ -200,33 +188,35 @@ fn record_in_turns(fails: usize) -> (Vec<Event>, HashMap<QueueId, NewMessage>) {
             false => noted(operation),
         }
     });
-    let waker = (events.clone(), writer.clone(), Mutex::new(messages.into_iter()), Mutex::new(desk.waker()));
+    let (noted, kept, heard) = (events.clone(), writer.clone(), answered.clone());
+    let (turns, wake) = (Mutex::new(turns.into_iter()), Mutex::new(desk.waker()));
+    // In the writer's own thread: a report stands in the record before what the thread does next.
     let wake = move || {
-        let (events, writer, messages, wake) = &waker;
-        let (mut writer, mut messages) = (writer.lock().unwrap(), messages.lock().unwrap());
-        let Some(writer) = writer.as_mut() else { return };
-        for completion in writer.completions() {
-            assert!(completion.result.is_ok() || fails > 0);
-            if completion.result.is_ok() {
-                events.lock().unwrap().push(Event::Reported(completion.id));
+        let mut kept = kept.lock().unwrap();
+        let Some(writer) = kept.as_mut() else { return };
+        let done = writer.completions();
+        for completion in &done {
+            if fails == 0 {
+                assert_eq!(completion.result, Ok(()));
             }
-            heard.fetch_add(1, Ordering::SeqCst);
+            if completion.result.is_ok() {
+                noted.lock().unwrap().push(Event::Reported(completion.id));
+            }
         }
-        let some = messages.len() % 4 % 3 + 1;
-        messages.by_ref().take(some).for_each(|message| writer.submit(0, message));
+        heard.fetch_add(done.len(), Ordering::SeqCst);
+        let turn = turns.lock().unwrap().next();
+        turn.into_iter().flatten().for_each(|message| writer.submit(0, message));
         wake.lock().unwrap()();
     };
-    // Its first message is none of the twenty: it sets the others going.
-    let first = message(100, b"first");
-    let mut started = Writer::start_probed_keeping(desk.dirs(), Box::new(wake), probe).unwrap();
+    let mut started = start(desk.dirs(), Box::new(wake), probe).unwrap();
     let mut guard = writer.lock().unwrap();
-    started.submit(0, first.clone());
+    give(&mut started, &mut sent);
     *guard = Some(started);
     drop(guard);
-    let sent: HashMap<_, _> = sent.into_iter().chain([(first.id, first)]).collect();
     while answered.load(Ordering::SeqCst) < sent.len() {
         desk.next_wake();
     }
+    // Ends the threads, and with them the renames that follow the reports.
     let last = writer.lock().unwrap().take();
     drop(last);
     let events = std::mem::take(&mut *events.lock().unwrap());

@@ -69,6 +69,11 @@ impl Desk {
         Writer::start_probed(self.dirs(), self.waker(), probe).unwrap()
     }
 
+    /// One that makes each batch a part of one file.
+    pub fn keeping(&self, probe: Probe) -> Writer {
+        Writer::start_probed_keeping(self.dirs(), self.waker(), probe).unwrap()
+    }
+
     /// Waits for so many completions.
     pub fn wait(&self, writer: &mut Writer, count: usize) -> Vec<Completion> {
         let mut done = Vec::new();
