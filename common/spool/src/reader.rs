@@ -106,6 +106,9 @@ impl SpoolFile {
         let mut head = [0; HEAD_LEN];
         read_exact(&file, &mut head, 0, "no head")?;
         let head = format::decode_head(&head)?;
+        if head.part.is_some_and(|part| part > 0) {
+            return Err(ReadError::Corrupt("it begins with a later part".into()));
+        }
         let mut tail = Tail { file: &file, size, base: 0, bytes: Vec::new() };
         let mut contents = Contents::default();
         contents.add(&mut tail, 0, head)?;

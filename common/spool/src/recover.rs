@@ -211,10 +211,14 @@ fn rescue_one(
         }
         (Found::Damaged(why), Some(mut file)) => {
             let copy = copy_aside(tmp, name, corrupt)?;
-            rescued
-                .set_aside
-                .push((copy, format!("{why}; what was written before it is whole, and delivered")));
             file.forget_last_part();
+            if let Err(error) = file.cut_to_parts() {
+                // The next look finds it as it was, and would make another.
+                remove(corrupt, &copy)?;
+                return Err(error);
+            }
+            let why = format!("{why}; what was written before it is whole, and delivered");
+            rescued.set_aside.push((copy, why));
             adopt(rescued, tmp, new, name, file)?;
         }
         (Found::Damaged(why), None) => {
@@ -243,15 +247,21 @@ fn adopt(
     Ok(())
 }
 
-/// As [`set_aside`], and leaves the file where it is.
+/// As [`set_aside`], and leaves the file where it is. On failure there is no copy.
 fn copy_aside(from: BorrowedFd<'_>, name: &str, corrupt: BorrowedFd<'_>) -> io::Result<String> {
     let create = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
     let (copy, unique) = under_a_free_name(name, |unique| Ok(openat(corrupt, unique, create, mode)?))?;
     let mut copy = File::from(copy);
     let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    io::copy(&mut File::from(openat(from, name, read, Mode::empty())?), &mut copy)?;
-    copy.sync_all()?;
+    let copied = openat(from, name, read, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(|file| io::copy(&mut File::from(file), &mut copy))
+        .and_then(|_| copy.sync_all());
+    if let Err(error) = copied {
+        remove(corrupt, &unique)?;
+        return Err(error);
+    }
     Ok(unique)
 }
 

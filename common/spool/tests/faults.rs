@@ -269,20 +269,9 @@ proptest! {
 /// A real file system that is full: a tmpfs of 256 KiB, which only root can mount.
 #[test]
 fn a_full_file_system() {
-    use nix::mount::{MsFlags, mount, umount};
     let directory = tempfile::tempdir().unwrap();
-    let options = Some("size=256k,nr_inodes=40");
-    if let Err(error) = mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), options) {
-        eprintln!("\n*** SKIPPED a_full_file_system: cannot mount a tmpfs here ({error}) ***\n");
-        return;
-    }
-    struct Mounted(std::path::PathBuf);
-    impl Drop for Mounted {
-        fn drop(&mut self) {
-            umount(self.0.as_path()).unwrap();
-        }
-    }
-    let mounted = Mounted(directory.path().to_owned());
+    let at = directory.path().to_owned();
+    let Some(mounted) = Tmpfs::mount(at, "size=256k,nr_inodes=40", "a_full_file_system") else { return };
     let desk = Desk::at(directory);
     let mut writer = desk.writer();
     let mut taken = 0;

@@ -264,6 +264,49 @@ fn of_a_damaged_last_part_a_copy_is_kept_and_the_rest_delivered() {
     assert_eq!(std::fs::read(desk.path("corrupt", ".1.2.4")).unwrap(), bytes);
 }
 
+/// When there is no room for the copy nothing of it stays, however often recovery looks, and the file waits.
+#[test]
+fn a_copy_for_which_there_is_no_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = {
+        let desk = Desk::in_memory();
+        let mut bytes = three_parts(&desk);
+        bytes[desk.open("new", id(0)).messages()[4].offset as usize] ^= 1;
+        bytes
+    };
+    std::fs::create_dir(directory.path().join("corrupt")).unwrap();
+    let at = directory.path().join("corrupt");
+    let Some(mounted) = Tmpfs::mount(at, "size=8k", "a_copy_for_which_there_is_no_room") else { return };
+    let desk = Desk::at(directory);
+    std::fs::write(desk.path("tmp", ".1.2.3"), &bytes).unwrap();
+    for _ in 0..2 {
+        let rescued = rescue_now(&desk);
+        assert_eq!((rescued.failed.len(), rescued.adopted.len(), rescued.set_aside.len()), (1, 0, 0));
+        assert_eq!(list(desk.fd("corrupt")).unwrap(), Listing::default());
+    }
+    assert_eq!(std::fs::read(desk.path("tmp", ".1.2.3")).unwrap(), bytes);
+    let directory = desk.into_directory();
+    drop(mounted);
+    drop(directory);
+}
+
+/// A further part is no file of its own.
+#[test]
+fn a_file_that_begins_with_a_later_part_is_damaged() {
+    let desk = Desk::in_memory();
+    let bytes = three_parts(&desk);
+    // Its offsets moved with it, and its checksums right.
+    let part = ends(&bytes)[1].1.next_multiple_of(4096);
+    let mut alone = bytes[part..].to_vec();
+    let length = (alone.len() - 48) as u64;
+    alone[24..32].copy_from_slice(&length.to_le_bytes());
+    let crc = crc32c::crc32c(&alone[..60]).to_le_bytes();
+    alone[60..64].copy_from_slice(&crc);
+    std::fs::write(desk.path("cur", id(0)), &alone).unwrap();
+    let opened = SpoolFile::open(desk.fd("cur"), &id(0).to_string());
+    assert!(matches!(&opened, Err(ReadError::Corrupt(why)) if why.contains("later part")), "{opened:?}");
+}
+
 /// A local user's file has one part, and what he put behind it is not looked at.
 #[test]
 fn a_file_of_drop_has_one_part() {

@@ -115,6 +115,29 @@ impl Desk {
     }
 }
 
+/// A file system in memory, mounted as long as this lives.
+pub struct Tmpfs(pub PathBuf);
+
+impl Tmpfs {
+    /// None where this is not allowed, which is said.
+    pub fn mount(at: PathBuf, options: &str, test: &str) -> Option<Self> {
+        let flags = nix::mount::MsFlags::empty();
+        match nix::mount::mount(Some("tmpfs"), &at, Some("tmpfs"), flags, Some(options)) {
+            Ok(()) => Some(Self(at)),
+            Err(error) => {
+                eprintln!("\n*** SKIPPED {test}: cannot mount a tmpfs here ({error}) ***\n");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        nix::mount::umount(&self.0).unwrap();
+    }
+}
+
 /// The message as it was handed to the writer.
 pub fn restore(file: &SpoolFile, n: usize) -> NewMessage {
     let Stored { id, envelope, prepend, .. } = file.messages()[n].clone();
