@@ -172,8 +172,7 @@ pub(crate) fn decode_foot(bytes: &[u8], head: Head) -> Result<Foot, FormatError>
 
 /// Whether a foot of the file `id` stands anywhere in these bytes: what is left of a part whose head is lost.
 pub(crate) fn has_foot_of(bytes: &[u8], id: QueueId) -> bool {
-    let mut places = bytes.windows(FOOT_LEN);
-    places.any(|place| place.starts_with(FOOT_MAGIC) && any_foot(place).is_some_and(|foot| foot.id == id))
+    bytes.windows(FOOT_LEN).any(|place| any_foot(place).is_some_and(|foot| foot.id == id))
 }
 
 fn any_foot(bytes: &[u8]) -> Option<Foot> {
