@@ -8,7 +8,7 @@ use serde_json::Value;
 pub(crate) const ACCEPTED: &str = "accepted_per_second";
 /// Messages (or recipients) a second until the last was delivered.
 pub(crate) const DELIVERED: &str = "delivered_per_second";
-/// CPU seconds of the whole tree for 1,000 messages.
+/// CPU seconds of the whole system for 1,000 messages: see [`crate::cgroup`].
 pub(crate) const CPU: &str = "cpu_seconds_per_1000";
 /// Most resident memory of all processes together; pages that are shared count in each.
 pub(crate) const RSS: &str = "peak_rss_mib";

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::cgroup;
 use crate::machine::project;
 
 /// The first word of a command line that says: this is a round.
@@ -20,10 +21,12 @@ pub(crate) const INSIDE: &str = "--inside";
 pub(crate) fn run(task: &[String], patience: Duration) -> Result<String, String> {
     let scratch = tempfile::Builder::new().prefix("postern-bench-").tempdir().unwrap();
     std::fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let group = cgroup::Made::new();
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "unshare", "--pid", "--net", "--fork", "--kill-child"]);
     command.arg("--mount-proc").arg(std::env::current_exe().unwrap()).arg(INSIDE).args(task);
     command.env("TMPDIR", scratch.path()).env("RUST_BACKTRACE", "0");
+    command.envs(group.as_ref().map(cgroup::Made::variable));
     let errors = scratch.path().join("errors");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(std::fs::File::create(&errors).unwrap());
     let mut child = command.spawn().unwrap();

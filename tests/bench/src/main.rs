@@ -37,6 +37,7 @@
 
 mod beside;
 mod cell;
+mod cgroup;
 mod figures;
 mod generator;
 mod isolate;

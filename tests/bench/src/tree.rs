@@ -1,4 +1,4 @@
-//! What a tree of processes uses, from /proc.
+//! What a tree of processes uses, from /proc; its CPU seconds from its control group where there is one.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,6 +12,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use postern_tests::{Process, until};
 
+use crate::cgroup::Group;
+
 /// What a tree used.
 #[derive(Debug)]
 pub(crate) struct Used {
@@ -20,9 +22,9 @@ pub(crate) struct Used {
 }
 
 /// A tree of processes, watched from a thread.
-#[derive(Debug)]
 pub(crate) struct Tree {
     root: u32,
+    group: Option<Group>,
     before: f64,
     stop: Arc<AtomicBool>,
     watcher: Option<JoinHandle<u64>>,
@@ -40,13 +42,15 @@ impl Tree {
             }
             peak.max(resident(root))
         });
-        Self { root, before: seconds(root), stop, watcher: Some(watcher) }
+        let group = Group::of_this_round();
+        let before = seconds(root, group.as_ref());
+        Self { root, group, before, stop, watcher: Some(watcher) }
     }
 
     pub(crate) fn end(mut self) -> Used {
         self.stop.store(true, Ordering::Relaxed);
         let peak_kib = self.watcher.take().map_or(0, |watcher| watcher.join().unwrap());
-        Used { seconds: seconds(self.root) - self.before, peak_kib }
+        Used { seconds: seconds(self.root, self.group.as_ref()) - self.before, peak_kib }
     }
 }
 
@@ -131,8 +135,11 @@ pub(crate) fn memory(root: u32) -> (u64, u64) {
     (resident(root), tree(root).into_keys().map(pss).sum())
 }
 
-/// CPU seconds of a tree, those of children that ended and were waited for included.
-fn seconds(root: u32) -> f64 {
+/// CPU seconds of a tree. Without a group the times of children that ended are lost if nobody waited for them.
+fn seconds(root: u32, group: Option<&Group>) -> f64 {
+    if let Some(group) = group {
+        return group.seconds().expect("the group is there as long as the round");
+    }
     let ticks: u64 = tree(root).values().map(|stat| stat.ticks).sum();
     let a_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).unwrap().unwrap();
     ticks as f64 / a_second as f64

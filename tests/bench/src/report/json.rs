@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use crate::cgroup;
 use crate::figures::{Figures, spread};
 use crate::limits::Limit;
 use crate::machine;
@@ -20,7 +21,7 @@ pub(crate) fn all(options: &Options, results: &Results) -> Value {
     json!({
         "date": results.date, "machine": machine::describe(), "rounds": options.rounds,
         "quick": options.quick, "load_average": results.load, "failures": results.failures,
-        "limits": limits, "workloads": results.cells.iter().map(workload).collect::<Vec<_>>(),
+        "cpu_of_cgroup": cgroup::counts(), "limits": limits, "workloads": results.cells.iter().map(workload).collect::<Vec<_>>(),
     })
 }
 

@@ -4,6 +4,7 @@ mod charts;
 mod json;
 mod table;
 
+use crate::cgroup;
 use crate::machine::{self, project};
 use crate::options::Options;
 use crate::peers::Name;
@@ -28,7 +29,7 @@ pub(crate) fn write(options: &Options, results: &Results) {
 fn head(options: &Options, results: &Results) -> String {
     let versions: Vec<_> = options.systems.iter().map(|name| name.version()).collect();
     format!(
-        "{}, {}; {}; {} rounds by turns{}; load average before {}, after {}.\n",
+        "{}, {}; {}; {} rounds by turns{}; load average before {}, after {}; CPU seconds of {}.\n",
         results.date,
         machine::describe(),
         versions.join(", "),
@@ -36,7 +37,17 @@ fn head(options: &Options, results: &Results) -> String {
         if options.quick { ", quick" } else { "" },
         results.load[0],
         results.load[1],
+        counted(),
     )
+}
+
+/// What CPU seconds are of.
+fn counted() -> &'static str {
+    if cgroup::counts() {
+        "a control group"
+    } else {
+        "processes that are waited for (no cgroup v2: those of others are lost)"
+    }
 }
 
 /// What a system has on the disk when it says 250, and when it has delivered: no figure means anything

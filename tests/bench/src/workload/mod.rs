@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::beside::Beside;
 use crate::cell::{Cell, Workload};
+use crate::cgroup::Group;
 use crate::figures::Figures;
 use crate::peers::{self, Name, Peer};
 pub(crate) use load::source;
@@ -39,7 +40,12 @@ struct Run {
 /// The whole round. What was started goes on until this process ends.
 pub(crate) fn measure(name: Name, cell: Cell, task: &Task) -> Figures {
     let beside = Beside::start(cell.workload);
-    let (peer, begin) = peers::start(name, cell.workload, &beside);
+    let start = || peers::start(name, cell.workload, &beside);
+    // What is beside the system is not in its group, and the load is not.
+    let (peer, begin) = match Group::of_this_round() {
+        Some(group) => group.within(start),
+        None => start(),
+    };
     let resting = if cell.workload.backlog() > 0 { peer.queued(false) } else { 0 };
     let mut run = Run { peer, beside, cell, loads: 0, resting };
     let figures = match cell.workload {
