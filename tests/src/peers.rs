@@ -179,7 +179,7 @@ impl Nsd {
         let config = format!(
             "server:\n ip-address: {}@{port}\n username: \"{user}\"\n chroot: \"\"\n zonesdir: {d}\n database: \"\"\n \
              pidfile: {d}/nsd.pid\n xfrdfile: {d}/xfrd\n xfrdir: {d}\n zonelistfile: {d}/zl\n logfile: {d}/nsd.log\n \
-             server-count: 1\n\
+             server-count: 1\n rrl-ratelimit: 0\n\
              remote-control:\n control-enable: no\n\
              zone:\n name: test.\n zonefile: zone\n\
              zone:\n name: in-addr.arpa.\n zonefile: reverse\n",

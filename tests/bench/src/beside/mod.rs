@@ -8,9 +8,10 @@ mod sink;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
-use postern_tests::Dovecot;
+use postern_tests::{Dovecot, Nsd};
 
 use crate::cell::Workload;
+use crate::peers::Name;
 use flaky::Flaky;
 pub(crate) use sink::Sink;
 
@@ -27,16 +28,17 @@ pub(crate) const FLAKY: SocketAddr = port(2530);
 /// dead.test: nobody listens.
 pub(crate) const DEAD: SocketAddr = port(2531);
 
-/// The servers that a workload needs. They end with this.
+/// The servers that a system needs for a workload. They end with this.
 pub(crate) struct Beside {
     sink: Option<Sink>,
     flaky: Option<Flaky>,
     dovecot: Option<Dovecot>,
+    nsd: Option<Nsd>,
     _silent: TcpListener,
 }
 
 impl Beside {
-    pub(crate) fn start(workload: Workload) -> Self {
+    pub(crate) fn start(name: Name, workload: Workload) -> Self {
         let sink = match workload {
             Workload::LmtpSink => Some(Sink::start(LMTP, &["-L"])),
             _ if workload.relays() => Some(Sink::start(SocketAddr::from(([0, 0, 0, 0], SINK.port())), &[])),
@@ -50,8 +52,14 @@ impl Beside {
             sink,
             flaky: (workload == Workload::Flaky).then(|| Flaky::start(FLAKY)),
             dovecot: (workload == Workload::LmtpDovecot).then(|| Dovecot::start(&users)),
+            nsd: name.asks_dns().then(|| Nsd::start("sink IN A 127.0.0.1")),
             _silent: TcpListener::bind(SILENT).unwrap(),
         }
+    }
+
+    /// Where nobody answers, there is no DNS, and who asks all the same hears so at once.
+    pub(crate) fn name_server(&self) -> IpAddr {
+        self.nsd.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |nsd| nsd.address().ip())
     }
 
     /// dovecot.test: where Dovecot listens for LMTP.

@@ -30,7 +30,7 @@ pub(crate) struct Exim {
 impl Exim {
     pub(crate) fn start(workload: Workload, beside: &Beside) -> (Box<dyn Peer>, Instant) {
         let d = peers::directory("exim");
-        guest::show("exim4", &d, &[USER], &[]);
+        guest::show("exim4", &d, &[USER], &[], beside.name_server());
         for name in ["spool", "log", "mail", "etc/exim4"] {
             std::fs::create_dir_all(d.join(name)).unwrap();
             chown(d.join(name), Some(USER.1), Some(USER.1)).unwrap();

@@ -1,6 +1,7 @@
 //! A mail system that is unpacked (`tests/bench/unpack-peers`) and not installed. In the namespaces of a round
 //! it is shown as if it were: its programs beside ours, its users beside ours, an empty `/run`.
 
+use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
@@ -27,7 +28,13 @@ pub(super) fn set_gid(package: &str, program: &str, group: u32) {
 
 /// Shows it. `users` are names and ids, each with a group of its own; `var` are directories that it wants
 /// below `/var`, which lie in the round's.
-pub(super) fn show(package: &str, directory: &Path, users: &[(&str, u32)], var: &[&str]) {
+pub(super) fn show(
+    package: &str,
+    directory: &Path,
+    users: &[(&str, u32)],
+    var: &[&str],
+    name_server: IpAddr,
+) {
     for name in ["etc", "var"] {
         std::fs::create_dir(directory.join(name)).unwrap();
     }
@@ -37,12 +44,12 @@ pub(super) fn show(package: &str, directory: &Path, users: &[(&str, u32)], var: 
     };
     let lines: Vec<_> = users.iter().map(|(name, id)| format!("{name}:x:{id}:{id}::/:/bin/false")).collect();
     with("passwd", &lines);
-    // There is no DNS; who asks all the same hears so at once.
-    std::fs::write(directory.join("etc/resolv.conf"), "lookup file\nnameserver 127.0.0.1\n").unwrap();
+    let servers = format!("lookup file\nnameserver {name_server}\n");
+    std::fs::write(directory.join("etc/resolv.conf"), servers).unwrap();
     let lines: Vec<_> = users.iter().map(|(name, id)| format!("{name}:x:{id}:")).collect();
     with("group", &lines);
     // Not /usr as a whole: the place is below it, and no layer may be part of another.
-    let mut script = "set -e; for place in usr/sbin usr/libexec; do if [ -d \"$2/$place\" ]; then \
+    let mut script = "set -e; for place in usr/sbin usr/bin usr/libexec; do if [ -d \"$2/$place\" ]; then \
                       mount -t overlay overlay -o \"lowerdir=$2/$place:/$place\" \"/$place\"; fi; done; \
                       mount -t overlay overlay -o \"lowerdir=$1/etc:/etc\" /etc; mount -t tmpfs tmpfs /run; "
         .to_owned();

@@ -1,5 +1,6 @@
 //! The systems, as a load sees them.
 
+mod chasquid;
 mod exim;
 mod guest;
 mod opensmtpd;
@@ -26,6 +27,7 @@ pub(crate) enum Name {
     Postfix,
     Exim,
     OpenSmtpd,
+    Chasquid,
 }
 
 /// A running system, until the round's process ends. It takes mail at [`ADDRESS`], has the users [`users`] of v.test, and relays the domains of
@@ -48,6 +50,11 @@ pub(crate) trait Peer {
     /// reply (Postfix: `smtp_skip_quit_response`), so a load should not be made of waiting for it.
     fn quits_late(&self) -> bool {
         false
+    }
+
+    /// How many messages its queue takes; it refuses more.
+    fn holds(&self) -> usize {
+        usize::MAX
     }
 }
 
@@ -95,12 +102,14 @@ pub(crate) fn start(name: Name, workload: Workload, beside: &Beside) -> (Box<dyn
         Name::Postfix => postfix::Postfix::start(workload, beside),
         Name::Exim => exim::Exim::start(workload, beside),
         Name::OpenSmtpd => opensmtpd::OpenSmtpd::start(workload, beside),
+        Name::Chasquid => chasquid::Chasquid::start(workload, beside),
     }
 }
 
 impl Name {
     /// Ours first.
-    pub(crate) const ALL: [Self; 4] = [Self::Postern, Self::Postfix, Self::Exim, Self::OpenSmtpd];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Postern, Self::Postfix, Self::Exim, Self::OpenSmtpd, Self::Chasquid];
 
     /// How it is called.
     pub(crate) fn title(self) -> &'static str {
@@ -109,6 +118,7 @@ impl Name {
             Self::Postfix => "Postfix",
             Self::Exim => "Exim",
             Self::OpenSmtpd => "OpenSMTPD",
+            Self::Chasquid => "chasquid",
         }
     }
 
@@ -118,6 +128,7 @@ impl Name {
             Self::Postfix => format!("Postfix {}", said("postconf", &["-dh", "mail_version"])),
             Self::Exim => guest::version(self.title(), "exim4-daemon-light"),
             Self::OpenSmtpd => guest::version(self.title(), "opensmtpd"),
+            Self::Chasquid => guest::version(self.title(), "chasquid"),
         }
     }
 
@@ -128,7 +139,13 @@ impl Name {
             Self::Postfix => postfix::PROMISES,
             Self::Exim => exim::PROMISES,
             Self::OpenSmtpd => opensmtpd::PROMISES,
+            Self::Chasquid => chasquid::PROMISES,
         }
+    }
+
+    /// Whether it asks the DNS, and nothing keeps it from that.
+    pub(crate) fn asks_dns(self) -> bool {
+        self == Self::Chasquid
     }
 
     /// Whether the workload can be given to it.
@@ -145,6 +162,9 @@ impl Name {
                 Idle => cell.sessions <= 1000,
                 _ => false,
             },
+            // It delivers at once or not before a minute, has no more than 200 messages in its queue, and no
+            // sendmail(1).
+            Self::Chasquid => matches!(cell.workload, Relay | Maildir | LmtpSink | LmtpDovecot),
         }
     }
 }

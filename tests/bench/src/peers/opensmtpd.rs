@@ -32,7 +32,7 @@ impl OpenSmtpd {
     pub(crate) fn start(workload: Workload, beside: &Beside) -> (Box<dyn Peer>, Instant) {
         let d = peers::directory("opensmtpd");
         guest::set_gid("opensmtpd", "usr/sbin/smtpctl", USERS[1].1);
-        guest::show("opensmtpd", &d, &USERS, &["spool/smtpd", "lib/opensmtpd/empty"]);
+        guest::show("opensmtpd", &d, &USERS, &["spool/smtpd", "lib/opensmtpd/empty"], beside.name_server());
         std::fs::create_dir_all(d.join("mail/v.test")).unwrap();
         chown(d.join("mail/v.test"), Some(65_534), Some(65_534)).unwrap();
         let text = std::fs::read_to_string(project("tests/bench/opensmtpd/smtpd.conf")).unwrap();

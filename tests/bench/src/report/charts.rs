@@ -121,5 +121,6 @@ fn color(name: Name) -> &'static str {
         Name::Postfix => "#4a6fa5",
         Name::Exim => "#5f8a5a",
         Name::OpenSmtpd => "#8d6aa8",
+        Name::Chasquid => "#a89a4a",
     }
 }

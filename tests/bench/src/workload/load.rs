@@ -55,7 +55,7 @@ impl Run {
             return 1;
         }
         let sessions = self.cell.sessions;
-        let most = (200e6 / self.cell.size as f64).clamp(20.0, 20_000.0);
+        let most = (200e6 / self.cell.size as f64).clamp(20.0, 20_000.0).min(self.peer.holds() as f64);
         // With few the sessions' beginnings would be all that is measured.
         let least = match self.cell.workload {
             // Its end is made of pauses before further attempts, however many there are.

@@ -39,7 +39,7 @@ struct Run {
 
 /// The whole round. What was started goes on until this process ends.
 pub(crate) fn measure(name: Name, cell: Cell, task: &Task) -> Figures {
-    let beside = Beside::start(cell.workload);
+    let beside = Beside::start(name, cell.workload);
     let start = || peers::start(name, cell.workload, &beside);
     // What is beside the system is not in its group, and the load is not.
     let (peer, begin) = match Group::of_this_round() {
