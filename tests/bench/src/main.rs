@@ -9,7 +9,8 @@
 //!     Starts each system as an instance of its own, gives all of them the same load by turns (A B A B), and
 //!     writes what came out to `target/bench/results.json` and, between two marks, into
 //!     `docs/performance.md`, with charts beside it. `make bench-quick` takes three minutes, `make bench` most
-//!     of an hour.
+//!     of an hour. With others than Postfix it has a plan of fewer cells, a file and marks of its own
+//!     (`results-others.json`), and no charts: neither run changes what the other wrote.
 //!     With `--workload` exactly these cells are measured, every workload with each number of sessions and
 //!     each size (in KiB); otherwise those of the plan ([`plan`]). `--peers` says beside whom: `postfix` if
 //!     nothing is said, `none`, or `all`.

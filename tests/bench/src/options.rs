@@ -24,6 +24,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Whether there are others beside Postern and Postfix.
+    pub(crate) fn guests(&self) -> bool {
+        self.systems.iter().any(|name| !matches!(name, Name::Postern | Name::Postfix))
+    }
+
     pub(crate) fn parse(words: &[String]) -> Result<Self, String> {
         let mut options = Self {
             quick: false,

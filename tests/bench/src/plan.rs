@@ -5,7 +5,11 @@ use crate::options::Options;
 
 pub(crate) fn cells(options: &Options) -> Vec<Cell> {
     if options.workloads.is_empty() {
-        return if options.quick { quick() } else { full() };
+        return match options.quick {
+            true => quick(),
+            false if options.guests() => others(),
+            false => full(),
+        };
     }
     let mut cells = Vec::new();
     for &workload in &options.workloads {
@@ -41,6 +45,12 @@ fn full() -> Vec<Cell> {
     cells.extend([Fanout, Sendmail, Restart].map(|workload| Cell::new(workload, 1, 4)));
     cells.extend([1000, 5000].map(|sessions| Cell::new(Idle, sessions, 4)));
     cells
+}
+
+/// With systems that need many times as long for each.
+fn others() -> Vec<Cell> {
+    let four = [Workload::Hold, Workload::Relay, Workload::Maildir, Workload::LmtpSink];
+    four.into_iter().flat_map(|workload| [1, 10, 50].map(|n| Cell::new(workload, n, 4))).collect()
 }
 
 /// System calls are counted where they differ.

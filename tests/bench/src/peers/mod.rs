@@ -148,6 +148,11 @@ impl Name {
         self == Self::Chasquid
     }
 
+    /// Whether a message is on the disk, somehow, when it says 250: see [`Self::promises`].
+    pub(crate) fn syncs(self) -> bool {
+        self != Self::Chasquid
+    }
+
     /// Whether the workload can be given to it.
     pub(crate) fn does(self, cell: Cell) -> bool {
         use Workload::*;

@@ -10,18 +10,22 @@ use crate::options::Options;
 use crate::peers::Name;
 use crate::rounds::Results;
 
-const BEGIN: &str = "<!-- bench: begin -->";
-const END: &str = "<!-- bench: end -->";
-
 pub(crate) fn write(options: &Options, results: &Results) {
     let directory = project("target/bench");
     std::fs::create_dir_all(&directory).unwrap();
-    std::fs::write(directory.join("results.json"), format!("{:#}\n", json::all(options, results))).unwrap();
+    // A run beside others has a file and a place in the document of its own.
+    let which = if options.guests() { "-others" } else { "" };
+    std::fs::write(
+        directory.join(format!("results{which}.json")),
+        format!("{:#}\n", json::all(options, results)),
+    )
+    .unwrap();
     let tables = table::all(options, results);
     println!("{}\n{tables}", head(options, results));
     if options.document {
-        let charts = charts::write(results, &options.systems);
-        document(&format!("{}\n{}\n{charts}{tables}", head(options, results), promises(&options.systems)));
+        let charts = if options.guests() { String::new() } else { charts::write(results, &options.systems) };
+        let promises = promises(&options.systems);
+        document(which, &format!("{}\n{promises}\n{charts}{tables}", head(options, results)));
     }
 }
 
@@ -61,11 +65,12 @@ fn promises(systems: &[Name]) -> String {
     text
 }
 
-/// Puts the text between the marks.
-fn document(text: &str) {
+/// Puts the text between the marks: `<!-- bench: begin -->` and `<!-- bench: end -->`.
+fn document(which: &str, text: &str) {
+    let (begin, end) = (format!("<!-- bench{which}: begin -->"), format!("<!-- bench{which}: end -->"));
     let path = project("docs/performance.md");
     let old = std::fs::read_to_string(&path).unwrap();
-    let (before, rest) = old.split_once(BEGIN).expect("docs/performance.md has the mark of the table");
-    let (_, after) = rest.split_once(END).expect("docs/performance.md has the mark of the table's end");
-    std::fs::write(&path, format!("{before}{BEGIN}\n{text}{END}{after}")).unwrap();
+    let (before, rest) = old.split_once(&begin).expect("docs/performance.md has the mark of the table");
+    let (_, after) = rest.split_once(&end).expect("docs/performance.md has the mark of the table's end");
+    std::fs::write(&path, format!("{before}{begin}\n{text}{end}{after}")).unwrap();
 }
