@@ -28,6 +28,9 @@ use crate::routing::{Candidate, Endpoint, Refusal, Route, Step};
 /// How long transactions may go on after the program was told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
+/// So long a destination whose servers do not follow is sent nothing behind what they have not answered.
+const ONE_BY_ONE: Duration = Duration::from_secs(600);
+
 /// The resolver answers sooner, if only to say that it cannot.
 const DNS_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -252,7 +255,10 @@ impl Agent {
         match self.lanes.take_idle(&destination) {
             Some(token) => self.reuse(host, token, number),
             None if self.has_room(&destination) => self.advance(host, number),
-            None => self.lanes.wait(&destination, number),
+            None => {
+                self.lanes.wait(&destination, number);
+                self.send_behind(host, &destination);
+            }
         }
     }
 
@@ -345,8 +351,12 @@ impl Agent {
 
     /// A job ended while its connection was on the way: nobody needs that any more.
     fn release(&mut self, host: &mut Host, job: u64) {
-        let held: Vec<Token> =
-            self.connections.iter().filter(|(_, c)| c.job == Some(job)).map(|(token, _)| *token).collect();
+        let held: Vec<Token> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| c.jobs.iter().any(|given| given.job == job))
+            .map(|(token, _)| *token)
+            .collect();
         for token in held {
             self.close(host, token);
         }
@@ -416,9 +426,9 @@ impl Agent {
             self.quit(host, token);
             return self.drive(host, token);
         }
-        if connection.followed {
+        if connection.jobs.front().is_some_and(|given| given.ahead) {
             // Perhaps it heard nothing of what came with the content before.
-            self.lanes.set_one_by_one(&connection.destination);
+            self.lanes.set_one_by_one(&connection.destination, host.now() + ONE_BY_ONE);
         }
         connection.client.timed_out();
         self.events(host, token);
@@ -431,8 +441,12 @@ impl Agent {
             self.attempts.clear();
             self.questions.clear();
             self.lanes.nobody_waits();
-            let busy: Vec<Token> =
-                self.connections.iter().filter(|(_, c)| c.job.is_some()).map(|(token, _)| *token).collect();
+            let busy: Vec<Token> = self
+                .connections
+                .iter()
+                .filter(|(_, c)| !c.jobs.is_empty())
+                .map(|(token, _)| *token)
+                .collect();
             busy.into_iter().for_each(|token| self.close(host, token));
         }
         if self.resolver.take_lost() {

@@ -24,6 +24,8 @@ pub(crate) struct Attempt {
     pub(crate) source: Source,
     /// A transaction was begun on a connection: it may run to its end while the program stops.
     pub(crate) in_transaction: bool,
+    /// It is to be sent alone and in the plain way: how it was sent before may be what it was refused for.
+    pub(crate) plain: bool,
     /// The server of the transaction offers DSN, and was told what the sender wants to hear.
     passes: bool,
     letter: Letter,
@@ -115,6 +117,7 @@ impl Attempt {
             route,
             source,
             in_transaction: false,
+            plain: false,
             passes: false,
             letter,
             clock,
@@ -160,6 +163,7 @@ impl Attempt {
             size: self.source.size(),
             parameters,
             said: targets().map(|target| target.parameters.clone()).collect(),
+            whole: !self.plain,
         })
     }
 

@@ -1,5 +1,6 @@
 //! One connection: a socket, the protocol's state over it, and how long it may take.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
@@ -38,14 +39,12 @@ pub(crate) struct Connection {
     pub(crate) candidate: Candidate,
     pub(crate) relay: String,
     pub(crate) destination: Destination,
-    /// The job it works for.
-    pub(crate) job: Option<u64>,
-    /// The job after that: its envelope leaves with this one's content.
-    pub(crate) next: Option<u64>,
-    /// The job was such a next one.
-    pub(crate) followed: bool,
+    /// The jobs it works for: what the server says is about the first, content is sent of the last.
+    pub(crate) jobs: VecDeque<Given>,
     /// Transactions begun.
     pub(crate) transactions: u32,
+    /// Transactions that came to their end.
+    pub(crate) ended: u32,
     pub(crate) deadline: Instant,
     stream: Stream,
     connecting: bool,
@@ -53,6 +52,16 @@ pub(crate) struct Connection {
     writable: bool,
     write_failed: bool,
     seen: (u64, Waiting),
+}
+
+/// A job of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given {
+    pub(crate) job: u64,
+    /// It was given behind another, which was not answered yet.
+    pub(crate) ahead: bool,
+    /// The connection was made for it: its route has no more to say of this server.
+    pub(crate) made: bool,
 }
 
 #[derive(Debug)]
@@ -116,10 +125,9 @@ impl Connection {
             candidate,
             relay,
             destination,
-            job: Some(job),
-            next: None,
-            followed: false,
+            jobs: VecDeque::from([Given { job, ahead: false, made: true }]),
             transactions: 0,
+            ended: 0,
             deadline,
             stream,
             connecting: true,
@@ -133,6 +141,21 @@ impl Connection {
     /// The event loop says that something can be done.
     pub(crate) fn woken(&mut self) {
         (self.readable, self.writable) = (true, true);
+    }
+
+    /// The job that the server's next words are about.
+    pub(crate) fn first(&self) -> Option<u64> {
+        self.jobs.front().map(|given| given.job)
+    }
+
+    /// The job whose content is sent.
+    pub(crate) fn last(&self) -> Option<u64> {
+        self.jobs.back().map(|given| given.job)
+    }
+
+    /// The first job is no more its concern.
+    pub(crate) fn drop_first(&mut self) -> Option<Given> {
+        self.jobs.pop_front()
     }
 
     /// Still on the way to the server.

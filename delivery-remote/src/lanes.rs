@@ -1,6 +1,7 @@
 //! What there is for each destination: how many connections, which of them are idle, and the jobs that wait for one.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 use mio::Token;
 use postern_ipc::queue_agent::Destination;
@@ -19,7 +20,9 @@ struct Lane {
     connections: usize,
     idle: Vec<Token>,
     waiting: VecDeque<u64>,
-    one_by_one: bool,
+    /// Busy connections that can take one more.
+    roomy: VecDeque<Token>,
+    one_by_one: Option<Instant>,
 }
 
 impl Lane {
@@ -43,6 +46,7 @@ impl Lanes {
     pub(crate) fn closed(&mut self, destination: &Destination, token: Token) {
         self.forget_idle(destination, token);
         let Some(lane) = self.lanes.get_mut(destination) else { return };
+        lane.roomy.retain(|roomy| *roomy != token);
         lane.connections = lane.connections.saturating_sub(1);
         if !lane.waiting.is_empty() {
             self.freed.push(destination.clone());
@@ -93,6 +97,21 @@ impl Lanes {
         self.idle
     }
 
+    /// A busy connection can take one more, behind what it has. Whether it still can when it is
+    /// taken is to be looked at then.
+    pub(crate) fn can_take_one_more(&mut self, destination: &Destination, token: Token) {
+        if let Some(lane) = self.lanes.get_mut(destination)
+            && !lane.roomy.contains(&token)
+        {
+            lane.roomy.push_back(token);
+        }
+    }
+
+    /// The busy connection that has been able to take one more for longest: its reply is the nearest.
+    pub(crate) fn take_roomy(&mut self, destination: &Destination) -> Option<Token> {
+        self.lanes.get_mut(destination)?.roomy.pop_front()
+    }
+
     /// A job waits for a connection.
     pub(crate) fn wait(&mut self, destination: &Destination, job: u64) {
         self.lanes.entry(destination.clone()).or_default().waiting.push_back(job);
@@ -115,16 +134,17 @@ impl Lanes {
         self.freed.clear();
     }
 
-    /// Its servers do not answer an envelope that comes with the content of another message.
-    pub(crate) fn set_one_by_one(&mut self, destination: &Destination) {
+    /// Until then its servers are not sent anything behind what they have not answered: they do not follow.
+    pub(crate) fn set_one_by_one(&mut self, destination: &Destination, until: Instant) {
         if let Some(lane) = self.lanes.get_mut(destination) {
-            lane.one_by_one = true;
+            lane.one_by_one = Some(until);
         }
     }
 
-    /// An envelope must not come with the content of another message.
-    pub(crate) fn is_one_by_one(&self, destination: &Destination) -> bool {
-        self.lanes.get(destination).is_some_and(|lane| lane.one_by_one)
+    /// Nothing may be sent behind what was not answered.
+    pub(crate) fn is_one_by_one(&self, destination: &Destination, now: Instant) -> bool {
+        let until = self.lanes.get(destination).and_then(|lane| lane.one_by_one);
+        until.is_some_and(|until| until > now)
     }
 }
 
@@ -143,12 +163,13 @@ mod tests {
         /// Whatever happens in whatever order: the limit holds, an idle connection is given once, nobody who waits
         /// is forgotten, and nothing of a destination that nobody needs is kept.
         #[test]
-        fn nothing_is_lost(story in proptest::collection::vec((0u8..6, 0u16..3), 0..200)) {
+        fn nothing_is_lost(story in proptest::collection::vec((0u8..8, 0u16..3), 0..200)) {
             let mut lanes = Lanes::default();
             // Where to, and which.
             let mut open: Vec<(u16, usize)> = Vec::new();
             let mut idle: Vec<(u16, usize)> = Vec::new();
             let mut waiting: Vec<VecDeque<u64>> = vec![VecDeque::new(); 3];
+            let mut roomy: Vec<(u16, usize)> = Vec::new();
             for (n, (what, at)) in story.into_iter().enumerate() {
                 let to = destination(at);
                 match what {
@@ -172,9 +193,20 @@ mod tests {
                     4 => if let Some(place) = open.iter().position(|(there, _)| *there == at) {
                         let gone = open.remove(place);
                         idle.retain(|one| *one != gone);
+                        roomy.retain(|one| *one != gone);
                         lanes.closed(&to, Token(gone.1));
                         prop_assert_eq!(lanes.take_freed().contains(&to), !waiting[at as usize].is_empty());
                     },
+                    5 => if let Some(&one) = open.iter().rfind(|(there, _)| *there == at) {
+                        lanes.can_take_one_more(&to, Token(one.1));
+                        if !roomy.contains(&one) {
+                            roomy.push(one);
+                        }
+                    },
+                    6 => {
+                        let first = roomy.iter().position(|(there, _)| *there == at).map(|place| roomy.remove(place));
+                        prop_assert_eq!(lanes.take_roomy(&to), first.map(|(_, token)| Token(token)));
+                    }
                     _ => {
                         prop_assert_eq!(lanes.next_waiting(&to), waiting[at as usize].pop_front());
                         lanes.tidy(&to);

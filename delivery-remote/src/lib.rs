@@ -8,8 +8,9 @@
 //!     exactly once: delivered, deferred or failed. A connection that served a message is kept for a few
 //!     seconds for the next one to the same destination, for a hundred messages at most. Where more jobs
 //!     come than there may be connections they wait, and the envelope of one that waits leaves with the
-//!     content of the one before it, which halves the time of a message to a far host. Each result is
-//!     one `Delivery` line in the log. The program is [`Courier`], which is generic over the protocol:
+//!     content of the one before it, which halves the time of a message to a far host. Where a server offers
+//!     CHUNKING, messages of up to 64 KiB leave whole, envelope and content, and one that waits leaves before
+//!     the one ahead of it is answered. Each result is one `Delivery` line in the log. The program is [`Courier`], which is generic over the protocol:
 //!     postern-lmtp is the same with LMTP.
 //!
 //! TALKS TO
@@ -25,8 +26,9 @@
 //!     for the next address, then the next exchanger; when all failed the job is deferred, and the
 //!     destination reported as down. After content was begun a loss defers the recipients: the message
 //!     may have been taken, so a second copy is possible, as RFC 5321 §6.1 has it. A job whose envelope had
-//!     left with that content goes another way; where a server never answers such an envelope, no more
-//!     are sent so as long as there are connections to it. When the
+//!     left with that content goes another way. Two messages that had left whole are both deferred then. Where a
+//!     server does not answer what was sent ahead, refuses it for that, or breaks off, nothing is sent so to its
+//!     destination for ten minutes; what it refused so goes again, alone and by DATA. When the
 //!     queue-manager goes away its jobs are dropped, connections and all: it queues them again. Told to
 //!     stop, it finishes transactions under way for ten seconds and defers the rest.
 //!

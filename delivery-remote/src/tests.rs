@@ -3,6 +3,7 @@
 
 mod following;
 mod rig;
+mod whole;
 
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::TcpListener;

@@ -253,6 +253,9 @@ impl Config {
         out.time("connect-timeout", self.delivery.connect_timeout, 30);
         out.time("reply-timeout", self.delivery.reply_timeout, 300);
         out.time("idle-timeout", self.delivery.idle_timeout, 5);
+        let without: Vec<_> = self.delivery.without.iter().map(|extension| extension.keyword()).collect();
+        let names = if without.is_empty() { "nothing".to_owned() } else { without.join(", ") };
+        out.value("without", names, without.is_empty());
     }
 }
 

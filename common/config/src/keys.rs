@@ -104,6 +104,7 @@ pub const KEYS: &[Key] = &[
     key("[delivery]", "connect-timeout", "\"30 s\""),
     key("[delivery]", "reply-timeout", "\"5 min\""),
     key("[delivery]", "idle-timeout", "\"5 s\""),
+    key("[delivery]", "without", "[]"),
 ];
 
 /// The keys of one section.

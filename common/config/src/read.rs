@@ -314,12 +314,14 @@ impl Reader<'_> {
 
     fn delivery(&mut self, root: &DeTable<'_>) -> Delivery {
         let section = self.section(root, "[delivery]");
+        let without = self.list(&section, "without", value::used_extension);
         Delivery {
             connections: self.number(&section, "connections", 1..=10_000).unwrap_or(20) as u32,
             jobs: self.number(&section, "jobs", 1..=100_000).unwrap_or(200) as u32,
             connect_timeout: self.time(&section, "connect-timeout", SECOND).unwrap_or(30 * SECOND),
             reply_timeout: self.time(&section, "reply-timeout", SECOND).unwrap_or(5 * MINUTE),
             idle_timeout: self.time(&section, "idle-timeout", Duration::ZERO).unwrap_or(5 * SECOND),
+            without: without_places(without),
         }
     }
 

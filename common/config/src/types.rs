@@ -322,6 +322,8 @@ pub struct Delivery {
     pub reply_timeout: Duration,
     /// `idle-timeout` of a connection kept for reuse, default 5 s.
     pub idle_timeout: Duration,
+    /// `without`: extensions of servers that are not made use of; default none.
+    pub without: Vec<Extension>,
 }
 
 impl Service {

@@ -120,6 +120,16 @@ pub(crate) fn extension(text: &str) -> Result<Extension, Mistake> {
     })
 }
 
+/// An extension that servers offer and our clients make use of.
+pub(crate) fn used_extension(text: &str) -> Result<Extension, Mistake> {
+    let found = extension(text)?;
+    if Extension::USED.contains(&found) {
+        return Ok(found);
+    }
+    let known = Extension::USED.map(Extension::keyword).join(", ");
+    mistake(format!("`{text}` is nothing that deliveries make use of"), format!("they use {known}"))
+}
+
 pub(crate) fn socket_address(text: &str) -> Result<SocketAddr, Mistake> {
     if let Ok(address) = text.parse() {
         return Ok(address);

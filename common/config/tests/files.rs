@@ -8,6 +8,7 @@ use postern_config::{
     BareNewline, Config, LmtpServer, LogTarget, MailboxTemplate, Nexthop, RoutePattern, Service, UserSet,
     Via, load, parse,
 };
+use postern_smtp::server::Extension;
 use proptest::prelude::*;
 
 const HOST: &str = r#"hostname = "mx.example.org"
@@ -177,6 +178,7 @@ jobs = 9
 connect-timeout = "1500 ms"
 reply-timeout = "1 min"
 idle-timeout = "0 s"
+without = ["chunking", "DSN"]
 "#,
     );
     let domain = |text| postern_address::Domain::parse(text).unwrap();
@@ -197,6 +199,7 @@ idle-timeout = "0 s"
     assert_eq!(config.queue.bounce_lifetime, Duration::from_secs(7200));
     assert_eq!(config.queue.retry_first, Duration::from_secs(10));
     assert_eq!(config.delivery.idle_timeout, Duration::ZERO);
+    assert_eq!(config.delivery.without, [Extension::Chunking, Extension::Dsn]);
     assert!(config.explain().contains("f.example: by SMTP to [::1]:2525"), "{}", config.explain());
     // Without anything but a name it is a null client, which is fine.
     assert!(good("hostname = \"null.example.org\"").listen.is_empty());
@@ -244,6 +247,11 @@ const MISTAKES: &[(&str, &str)] = &[
     (
         "hostname = \"a.b\"\n[[listen]]\naddress = \"[::]:25\"\nservice = \"smtp\"\nwithout = [\"chunkin\"]",
         "5:12 unknown extension `chunkin` | did you mean `CHUNKING`?",
+    ),
+    (
+        "hostname = \"a.b\"\n[delivery]\nwithout = [\"PRDR\"]",
+        "3:12 `PRDR` is nothing that deliveries make use of | they use PIPELINING, SIZE, 8BITMIME, CHUNKING, \
+            BINARYMIME, SMTPUTF8, DSN, DELIVERBY, MT-PRIORITY",
     ),
     (
         "hostname = \"a.b\"\n[[listen]]\naddress = \"[::]:25\"\nservice = \"smtp\"\nproxy = \"10.0.0.1\"",

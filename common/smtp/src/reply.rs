@@ -29,6 +29,11 @@ impl EnhancedCode {
     pub const fn class(self) -> u8 {
         self.0
     }
+
+    /// What it is about (RFC 3463 §3); 5 is the protocol.
+    pub const fn subject(self) -> u16 {
+        self.1
+    }
 }
 
 impl fmt::Display for EnhancedCode {

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use mio::Token;
 use postern_daemon::Host;
 use postern_event::Level;
-use postern_smtp::client::{Client, Event};
+use postern_ipc::queue_agent::Destination;
+use postern_smtp::client::{Client, Event, Transaction};
 use postern_smtp::{EnhancedCode, Reply};
 
-use super::{Agent, local_fault};
-use crate::connection::{Connection, NotOpened, TURN, Turn};
+use super::{Agent, ONE_BY_ONE, local_fault, shutting_down};
+use crate::connection::{Connection, Given, NotOpened, TURN, Turn};
 use crate::routing::{Candidate, Endpoint, Refusal};
 
 /// Messages over one connection; then a new one, perhaps to another of the destination's servers.
@@ -26,7 +27,9 @@ impl Agent {
     pub(super) fn connect(&mut self, host: &mut Host, job: u64, candidate: Candidate) -> bool {
         let Some(attempt) = self.attempts.get_mut(&job) else { return true };
         let token = host.token();
-        let client = Client::new(self.settings.protocol, self.settings.hostname.clone());
+        let settings = &self.settings;
+        let client = Client::new(settings.protocol, settings.hostname.clone());
+        let client = client.without(&settings.delivery.without);
         let deadline = host.now() + self.settings.delivery.connect_timeout;
         let destination = attempt.destination.clone();
         let registry = host.registry();
@@ -63,18 +66,19 @@ impl Agent {
     fn give(&mut self, host: &mut Host, token: Token, job: u64) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         self.counts.reused += 1;
-        (connection.job, connection.followed) = (Some(job), false);
+        connection.jobs.push_back(Given { job, ahead: false, made: false });
         self.transact(host, token);
     }
 
     /// Begins the transaction of a connection's job.
     pub(super) fn transact(&mut self, host: &mut Host, token: Token) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        let Some(attempt) = connection.job.and_then(|job| self.attempts.get_mut(&job)) else { return };
+        let Some(attempt) = connection.last().and_then(|job| self.attempts.get_mut(&job)) else { return };
         connection.transactions += 1;
         let transaction = attempt.transaction(&connection.client.extensions(), host.wall(), host.now());
+        let one_by_one = self.lanes.is_one_by_one(&connection.destination, host.now());
         let transaction = match transaction {
-            Ok(transaction) => transaction,
+            Ok(transaction) => Transaction { whole: transaction.whole && !one_by_one, ..transaction },
             Err(reply) => return self.unsuitable(host, token, reply),
         };
         if connection.client.begin(transaction).is_err() {
@@ -82,9 +86,9 @@ impl Agent {
             let reply = Reply::new(451, EnhancedCode::new(4, 4, 2), "lost connection before a transaction");
             attempt.disconnected();
             attempt.route.failed(&connection.candidate, reply, false);
-            let job = connection.job.take();
+            let given = connection.drop_first();
             self.close(host, token);
-            job.into_iter().for_each(|job| self.advance(host, job));
+            given.into_iter().for_each(|given| self.advance(host, given.job));
         }
     }
 
@@ -93,8 +97,8 @@ impl Agent {
     fn unsuitable(&mut self, host: &mut Host, token: Token, reply: Reply) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let refusal = unsuitable(connection, reply);
-        let job = connection.job.take();
-        job.into_iter().for_each(|job| self.give_up(host, job, &refusal));
+        let given = connection.drop_first();
+        given.into_iter().for_each(|given| self.give_up(host, given.job, &refusal));
         self.keep(host, token);
     }
 
@@ -109,7 +113,7 @@ impl Agent {
                 Ok(false) => return,
                 Err(why) => return self.not_reached(host, token, &why),
             }
-            let attempt = connection.job.and_then(|job| self.attempts.get_mut(&job));
+            let attempt = connection.last().and_then(|job| self.attempts.get_mut(&job));
             let turn = connection.turn(attempt.map(|attempt| &mut attempt.source), &mut moved);
             let turn = turn.unwrap_or_else(|error| {
                 host.note(Level::Error, &format!("cannot read a message's content: {error}"));
@@ -135,29 +139,51 @@ impl Agent {
         }
     }
 
-    /// Ends the content of a connection's job. The envelope of a job that waits leaves with it.
+    /// Ends the content of a connection's last job. The envelope of a job that waits leaves with it.
     fn end_content(&mut self, host: &mut Host, token: Token) {
-        let Some(connection) = self.connections.get(&token) else { return };
-        let one_by_one = self.lanes.is_one_by_one(&connection.destination);
-        let last = connection.transactions >= TRANSACTIONS_MAX || self.stopping.is_some();
-        if connection.client.can_follow() && !one_by_one && !last {
-            let destination = connection.destination.clone();
-            if let Some(job) = self.next_waiting(&destination) {
-                self.follow(host, token, job);
-            }
-        }
         if let Some(connection) = self.connections.get_mut(&token) {
             connection.client.content_end();
+            self.fill(host, token);
+        }
+    }
+
+    /// A job waits for a destination: if a server takes whole messages, it need not have answered those before.
+    pub(super) fn send_behind(&mut self, host: &mut Host, destination: &Destination) {
+        while let Some(token) = self.lanes.take_roomy(destination) {
+            if self.connections.get(&token).is_some_and(|connection| connection.client.can_follow()) {
+                self.fill(host, token);
+                return self.drive(host, token);
+            }
+        }
+    }
+
+    /// Gives a busy connection that can take one more what waits.
+    fn fill(&mut self, host: &mut Host, token: Token) {
+        let Some(connection) = self.connections.get(&token) else { return };
+        let last = connection.transactions >= TRANSACTIONS_MAX || self.stopping.is_some();
+        let one_by_one = self.lanes.is_one_by_one(&connection.destination, host.now());
+        if last || one_by_one || !connection.client.can_follow() {
+            return;
+        }
+        let takes_whole = connection.client.takes_whole();
+        let destination = connection.destination.clone();
+        match self.next_waiting(&destination) {
+            Some(job) => self.follow(host, token, job),
+            None if takes_whole => self.lanes.can_take_one_more(&destination, token),
+            None => {}
         }
     }
 
     fn follow(&mut self, host: &mut Host, token: Token, job: u64) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let Some(attempt) = self.attempts.get_mut(&job) else { return };
+        if attempt.plain {
+            return self.lanes.wait_first(&connection.destination, job);
+        }
         let transaction = attempt.transaction(&connection.client.extensions(), host.wall(), host.now());
         match transaction.map(|transaction| connection.client.follow(transaction)) {
             Ok(Ok(())) => {
-                connection.next = Some(job);
+                connection.jobs.push_back(Given { job, ahead: true, made: false });
                 connection.transactions += 1;
                 self.counts.reused += 1;
             }
@@ -178,14 +204,13 @@ impl Agent {
         loop {
             let Some(connection) = self.connections.get_mut(&token) else { return };
             let Some(event) = connection.client.event() else { return };
-            let job = connection.job;
-            let attempt = job.and_then(|job| self.attempts.get_mut(&job));
+            let attempt = connection.first().and_then(|job| self.attempts.get_mut(&job));
             match (event, attempt) {
                 (Event::Ready, Some(attempt)) => {
                     let name = connection.client.server_name();
                     if attempt.route.is_ourselves(&connection.candidate, name) {
                         let job = attempt.job;
-                        connection.job = None;
+                        connection.drop_first();
                         self.quit(host, token);
                         self.advance(host, job);
                     } else {
@@ -194,11 +219,11 @@ impl Agent {
                 }
                 (Event::Ready, None) => self.quit(host, token),
                 (Event::Unusable { reply, remote }, attempt) => {
-                    connection.job = None;
+                    connection.drop_first();
                     let Some(attempt) = attempt else { continue };
                     attempt.disconnected();
                     // A kept connection that has gone stale says nothing about the server.
-                    if connection.transactions <= 1 {
+                    if connection.ended == 0 {
                         attempt.route.failed(&connection.candidate, reply, remote);
                     }
                     let job = attempt.job;
@@ -208,17 +233,51 @@ impl Agent {
                 (Event::Recipient { index, outcome }, Some(attempt)) => {
                     attempt.told(index, outcome, &connection.relay, now, &mut |event| host.emit(event));
                 }
-                (Event::Finished, _) => {
-                    connection.job = connection.next.take();
-                    connection.followed = connection.job.is_some();
-                    if let Some(job) = job {
-                        self.report(host, job);
-                    }
-                    // Not if there is a next one, even if all was said of it already.
-                    self.keep(host, token);
-                }
+                (Event::Again { confused }, _) => self.once_more(host, token, confused),
+                (Event::Finished, _) => self.finished(host, token),
                 (Event::Recipient { .. }, None) => {}
             }
+        }
+    }
+
+    /// A connection's first job is to be tried again, in the plain way.
+    fn once_more(&mut self, host: &mut Host, token: Token, confused: bool) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.ended += 1;
+        let (given, destination) = (connection.drop_first(), connection.destination.clone());
+        let candidate = given.filter(|given| given.made).map(|_| connection.candidate.clone());
+        if confused {
+            self.lanes.set_one_by_one(&destination, host.now() + ONE_BY_ONE);
+        }
+        if let Some(attempt) = given.and_then(|given| self.attempts.get_mut(&given.job)) {
+            let job = attempt.job;
+            attempt.disconnected();
+            attempt.plain = true;
+            candidate.into_iter().for_each(|candidate| attempt.route.put_back(candidate));
+            self.report(host, job);
+            match self.stopping {
+                Some(_) => self.give_up(host, job, &shutting_down()),
+                None => self.lanes.wait_first(&destination, job),
+            }
+        }
+        self.keep(host, token);
+    }
+
+    /// A connection's first job was told of.
+    fn finished(&mut self, host: &mut Host, token: Token) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.ended += 1;
+        let given = connection.drop_first();
+        if connection.client.is_closed() && given.is_some_and(|given| given.ahead) {
+            // It broke while this was there before its time, and nobody knows what became of it.
+            self.lanes.set_one_by_one(&connection.destination, host.now() + ONE_BY_ONE);
+        }
+        let takes_whole = connection.client.takes_whole();
+        given.into_iter().for_each(|given| self.report(host, given.job));
+        // Not if there is a next one, even if all was said of it already.
+        self.keep(host, token);
+        if takes_whole {
+            self.fill(host, token);
         }
     }
 
@@ -252,10 +311,10 @@ impl Agent {
     /// A connection could not be made.
     pub(super) fn not_reached(&mut self, host: &mut Host, token: Token, why: &str) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        let (job, candidate) = (connection.job.take(), connection.candidate.clone());
+        let (given, candidate) = (connection.drop_first(), connection.candidate.clone());
         self.close(host, token);
         self.not_answering(host.now(), &candidate);
-        let Some(job) = job else { return };
+        let Some(Given { job, .. }) = given else { return };
         if let Some(attempt) = self.attempts.get_mut(&job) {
             attempt.disconnected();
             attempt.route.failed(&candidate, not_connected(&candidate, why), false);

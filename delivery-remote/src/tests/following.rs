@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use super::*;
 
 /// A server that serves each connection with `each`, one after the other.
-fn listen(each: fn(&mut BufReader<TcpStream>, usize) -> Option<()>) -> SocketAddr {
+pub(super) fn listen(each: fn(&mut BufReader<TcpStream>, usize) -> Option<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -46,19 +46,19 @@ fn read_until(stream: &mut BufReader<TcpStream>, last: &str) -> Option<()> {
     Some(())
 }
 
-fn one_connection() -> Rig {
+pub(super) fn one_connection() -> Rig {
     Rig::new(Protocol::Smtp, |delivery| {
         (delivery.connections, delivery.reply_timeout) = (1, Duration::from_millis(500));
     })
 }
 
 /// So many jobs, numbered from one.
-fn send(rig: &mut Rig, to: SocketAddr, count: u64) {
+pub(super) fn send(rig: &mut Rig, to: SocketAddr, count: u64) {
     (1..=count).for_each(|number| rig.send(job(number, smtp(to), &["a@b.test"]), None));
 }
 
 /// Sends so many jobs, each of which must be relayed.
-fn all_relayed(rig: &mut Rig, to: SocketAddr, count: u64) {
+pub(super) fn all_relayed(rig: &mut Rig, to: SocketAddr, count: u64) {
     send(rig, to, count);
     for number in 1..=count {
         assert!(matches!(rig.results(number)[..], [Outcome::Relayed(_)]), "job {number}");

@@ -50,6 +50,7 @@ impl Rig {
             connect_timeout: Duration::from_secs(10),
             reply_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(10),
+            without: Vec::new(),
         };
         change(&mut delivery);
         let settings = Settings { protocol, hostname: domain("us.test"), delivery };

@@ -54,7 +54,7 @@ fn dialogue(cut: &[&[u8]], options: u8, random: &mut Random) {
     assert!(open.is_empty(), "somebody was never told of: {open:?}");
 }
 
-/// Does what is to be done; `open` is who was not told of yet of a transaction, and of the one that follows it.
+/// Does what is to be done; `open` is who was not told of yet, of each transaction under way.
 fn step(
     client: &mut Client,
     sent: &mut Vec<u8>,
@@ -67,10 +67,11 @@ fn step(
         while let Some(event) = client.event() {
             match event {
                 Event::Ready => assert!(open.is_empty()),
-                Event::Unusable { .. } => {
-                    // Those not told of are tried elsewhere.
-                    open.pop_front();
-                    assert!(open.is_empty(), "another follows on a connection of no use");
+                // Those not told of are tried elsewhere, or once more.
+                Event::Unusable { .. } => drop(open.pop_front()),
+                Event::Again { .. } => {
+                    assert!(open.pop_front().is_some_and(|pending| !pending.is_empty()), "for nobody");
+                    *ended += 1;
                 }
                 Event::Recipient { index, .. } => {
                     let pending = open.front_mut().expect("nobody asked");
@@ -94,12 +95,13 @@ fn step(
         if client.wants_content() {
             let content: &[u8] = b"a\r\n.\r\nb\nc\rd\r\n";
             pieces(content, random).into_iter().for_each(|piece| client.content(piece));
-            let next = transaction(options);
-            let pending = (0..next.recipients.len()).collect();
-            if *ended < 2 && random.below(2) == 0 && client.follow(next).is_ok() {
-                open.push_back(pending);
-            }
             client.content_end();
+        }
+        let next = transaction(options);
+        let pending = (0..next.recipients.len()).collect();
+        if *ended < 2 && client.can_follow() && random.below(2) == 0 && client.follow(next).is_ok() {
+            open.push_back(pending);
+            continue;
         }
         if client.output().is_empty() {
             return;
@@ -116,5 +118,6 @@ fn transaction(options: u8) -> Transaction {
     let recipients = recipients.map(|text| Mailbox::parse(text).unwrap()).collect();
     let body = if options & 8 == 0 { Body::SevenBit } else { Body::EightBit };
     let parameters = MailParameters { body, smtputf8: options & 16 != 0, ..MailParameters::default() };
-    Transaction { reverse_path: ReversePath::Null, recipients, size: 13, parameters, said: Vec::new() }
+    let whole = options & 32 == 0;
+    Transaction { reverse_path: ReversePath::Null, recipients, size: 13, parameters, said: Vec::new(), whole }
 }

@@ -1,6 +1,7 @@
 //! What a server offers in its reply to EHLO or LHLO (RFC 5321 §4.1.1.1).
 
 use crate::reply::Reply;
+use crate::server::Extension;
 
 /// The extensions we make use of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +59,33 @@ impl Extensions {
         }
         found
     }
+
+    /// As if the server did not offer these.
+    pub fn without(mut self, extensions: &[Extension]) -> Self {
+        for extension in extensions {
+            match extension {
+                Extension::Pipelining => self.pipelining = false,
+                Extension::Size => (self.size, self.size_limit) = (false, None),
+                Extension::EightBitMime => self.eight_bit = false,
+                Extension::SmtpUtf8 => self.utf8 = false,
+                Extension::Dsn => self.dsn = false,
+                Extension::Chunking => self.chunking = false,
+                Extension::BinaryMime => self.binary = false,
+                Extension::DeliverBy => self.deliver_by = None,
+                Extension::MtPriority => self.priority = false,
+                // What we make no use of anyway.
+                Extension::EnhancedStatusCodes
+                | Extension::FutureRelease
+                | Extension::Limits
+                | Extension::Prdr
+                | Extension::Etrn
+                | Extension::Vrfy
+                | Extension::Expn
+                | Extension::Help => {}
+            }
+        }
+        self
+    }
 }
 
 #[cfg(test)]
@@ -76,6 +104,9 @@ mod tests {
         let found = Extensions::from_reply(&reply);
         assert!(found.dsn && found.chunking && found.binary && found.priority);
         assert_eq!(found.deliver_by, Some(240));
+        let fewer = found.without(&[Extension::Chunking, Extension::DeliverBy, Extension::Help]);
+        assert_eq!(fewer, Extensions { chunking: false, deliver_by: None, ..found });
+        assert_eq!(found.without(&Extension::ALL), Extensions::default());
         let reply = Reply { lines: vec!["mx".into(), "SIZE 0".into()], ..reply };
         assert_eq!(Extensions::from_reply(&reply).size_limit, None);
     }

@@ -1,20 +1,29 @@
-//! One connection to a server, from greeting to QUIT.
+//! One connection to a server, from greeting to QUIT: what is asked of it, and what it says.
+
+mod answers;
+mod ends;
 
 use std::collections::VecDeque;
 
 use postern_address::Domain;
 
 use crate::client::extensions::Extensions;
-use crate::client::outcome::{Outcome, with_enhanced};
+use crate::client::outcome::Outcome;
 use crate::client::replies::ReplyParser;
-use crate::client::transaction::{Command, Open, Phase, Recipient, Transaction};
+use crate::client::transaction::{Command, Open, Phase, Sending, Transaction};
 use crate::reply::{EnhancedCode, Reply};
+use crate::server::Extension;
 
 /// Octets of content that may wait for the server to take them.
 const CONTENT_AHEAD: usize = 64 * 1024;
 
 /// Octets sent that count as progress: a server that takes less in its time is as good as gone.
 const PROGRESS: u64 = 16 * 1024;
+
+/// Transactions at once. When a connection breaks each that had left as a whole may have been delivered, and is sent
+/// a second time: so many messages are what a broken connection may double. Two are enough to keep a far server busy
+/// while its replies are on the way, with the connections that there are to it.
+const TRANSACTIONS_AT_ONCE: usize = 2;
 
 /// Which protocol is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +53,13 @@ pub enum Event {
         index: usize,
         /// Its end.
         outcome: Outcome,
+    },
+    /// The transaction is over, and recipients were not told of: what refused them may be how the transaction was sent,
+    /// with another before it or its content at once. They are to be tried again, here or elsewhere, in a transaction
+    /// that is begun alone and not [`Transaction::whole`]. From here on it is as after [`Event::Finished`].
+    Again {
+        /// The server does not follow: send it nothing more in such a way.
+        confused: bool,
     },
     /// Every recipient of the transaction was told of. From here on it is about the one that followed, if there was
     /// one; else another may begin, unless [`Client::is_closed`] or [`Client::is_quitting`].
@@ -79,9 +95,10 @@ pub struct Client {
     replies: u64,
     expected: VecDeque<Expected>,
     answered: Option<Command>,
-    open: Option<Open>,
-    /// The transaction behind the open one, and the replies that are expected to it.
-    following: Option<(Open, usize)>,
+    /// Transactions under way. Replies are about the first, content is of the last.
+    open: VecDeque<Open>,
+    /// Extensions that are not made use of.
+    without: Vec<Extension>,
     needs_reset: bool,
     events: VecDeque<Event>,
 }
@@ -119,13 +136,18 @@ impl Client {
             replies: 0,
             expected: VecDeque::new(),
             answered: None,
-            open: None,
-            following: None,
+            open: VecDeque::new(),
+            without: Vec::new(),
             needs_reset: false,
             events: VecDeque::new(),
         };
         client.expect(Command::Connect);
         client
+    }
+
+    /// The same, which makes no use of these extensions, whatever the server offers.
+    pub fn without(self, extensions: &[Extension]) -> Self {
+        Self { without: extensions.to_vec(), ..self }
     }
 
     /// The next thing that came of the input. Call it until none.
@@ -171,108 +193,112 @@ impl Client {
         if !self.is_idle() || transaction.recipients.is_empty() {
             return Err(Box::new(transaction));
         }
-        let lmtp = self.protocol == Protocol::Lmtp;
-        let (open, refused) = Open::new(transaction, lmtp, self.needs_reset, self.extensions);
-        self.open = Some(open);
+        let (open, refused) = Open::new(transaction, self.protocol == Protocol::Lmtp, self.extensions);
+        self.add(open);
         self.state = State::Busy;
         refused.into_iter().for_each(|(index, reply)| self.tell(index, Outcome::local(reply)));
         self.advance();
         Ok(())
     }
 
-    /// Hands over the transaction that follows this one, whose content is under way. Its envelope leaves with the end
-    /// of that content, in one group (RFC 2920 §3.1): over a long way that halves the time of a message. Given back
-    /// when the server does not take it so, or when not all of its recipients can be sent to: begin it later.
+    /// Hands over a transaction behind one whose content has ended, though that is not answered yet. Its envelope
+    /// leaves at once, in one group with the end of that content (RFC 2920 §3.1) if it has not left: over a long way
+    /// that halves the time of a message. If it may leave as a whole its content is wanted now, and
+    /// leaves with it. Given back when the server does not take it so, or when not all of its recipients can be
+    /// sent to: begin it later.
     pub fn follow(&mut self, transaction: Transaction) -> Result<(), Box<Transaction>> {
         if !self.can_follow() || transaction.recipients.is_empty() {
             return Err(Box::new(transaction));
         }
-        let lmtp = self.protocol == Protocol::Lmtp;
-        let (open, refused) = Open::new(transaction, lmtp, false, self.extensions);
+        let (open, refused) = Open::new(transaction, self.protocol == Protocol::Lmtp, self.extensions);
         if !refused.is_empty() {
             return Err(Box::new(open.transaction));
         }
-        self.following = Some((open, 0));
+        self.add(open);
+        self.advance();
         Ok(())
     }
 
     /// [`Client::follow`] may be called.
     pub fn can_follow(&self) -> bool {
-        let content = |open: &Open| open.phase == Phase::Content && !open.chunks;
-        self.extensions.pipelining && self.following.is_none() && self.open.as_ref().is_some_and(content)
+        let said = |last: &Open| last.phase == Phase::Ended && last.given_up.is_none();
+        self.extensions.pipelining
+            && self.state == State::Busy
+            && self.open.len() < TRANSACTIONS_AT_ONCE
+            && self.open.back().is_some_and(said)
     }
 
-    /// Content can be taken: call [`Client::content`] or [`Client::content_end`]. Not while there are events: they may
-    /// be about another transaction than the content is of.
+    /// The server takes transactions as a whole.
+    pub fn takes_whole(&self) -> bool {
+        self.protocol == Protocol::Smtp && self.extensions.pipelining && self.extensions.chunking
+    }
+
+    /// Content of the transaction that was handed over last can be taken: call [`Client::content`] or
+    /// [`Client::content_end`].
     pub fn wants_content(&self) -> bool {
         // Of chunks one after the other: a server that refuses one is not sent the rest.
         let chunk = self.expected.front().is_some_and(|expected| expected.to == Command::Chunk);
         !chunk
             && self.events.is_empty()
             && self.output().len() < CONTENT_AHEAD
-            && self.phase() == Some(Phase::Content)
+            && self.open.back().is_some_and(|last| last.phase == Phase::Content)
     }
 
-    /// The next piece of content. Pieces of at most 32 KiB keep the memory below 200 KiB.
+    /// The next piece of content. Pieces of at most 32 KiB keep the memory below 400 KiB.
     pub fn content(&mut self, piece: &[u8]) {
-        if self.phase() != Some(Phase::Content) {
-            return;
-        }
-        if self.open.as_ref().is_some_and(|open| open.chunks) {
-            if !piece.is_empty() {
-                self.say(&format!("BDAT {}\r\n", piece.len()));
-                self.out.extend_from_slice(piece);
-                self.queued += piece.len() as u64;
-                self.expect(Command::Chunk);
-            }
-            return;
-        }
-        let before = self.output().len();
         self.compact();
-        if let Some(open) = &mut self.open {
-            open.stuffer.push(piece, &mut self.out);
+        let before = self.out.len();
+        let Some(last) = self.open.back_mut().filter(|last| last.phase == Phase::Content) else { return };
+        match last.sending {
+            Sending::Data => last.stuffer.push(piece, &mut self.out),
+            Sending::Whole => last.stuffer.push(piece, &mut last.gathered),
+            Sending::Chunks if piece.is_empty() => {}
+            Sending::Chunks => {
+                self.say(&format!("BDAT {}\r\n", piece.len()));
+                self.say_octets(piece);
+                return self.expect(Command::Chunk);
+            }
         }
-        self.queued += (self.output().len() - before) as u64;
+        self.queued += (self.out.len() - before) as u64;
     }
 
     /// That was all of it.
     pub fn content_end(&mut self) {
-        let Some(open) = self.open.as_mut().filter(|open| open.phase == Phase::Content) else { return };
-        let before = self.out.len();
-        match open.chunks {
-            true => self.out.extend_from_slice(b"BDAT 0 LAST\r\n"),
-            false => open.stuffer.finish(&mut self.out),
+        let Some(last) = self.open.back_mut().filter(|last| last.phase == Phase::Content) else { return };
+        last.phase = Phase::Ended;
+        match last.sending {
+            Sending::Data => {
+                let mut end = Vec::new();
+                last.stuffer.finish(&mut end);
+                self.say_octets(&end);
+            }
+            Sending::Chunks => self.say("BDAT 0 LAST\r\n"),
+            Sending::Whole => self.say_whole(),
         }
-        self.queued += (self.out.len() - before) as u64;
-        open.phase = Phase::Ended;
-        let accepted: Vec<usize> = open.pending().collect();
+        let Some(last) = self.open.back_mut() else { return };
+        last.end_at = self.queued;
+        let accepted: Vec<usize> = last.pending().collect();
         match self.protocol {
             Protocol::Smtp => self.expect(Command::End),
             Protocol::Lmtp => accepted.into_iter().for_each(|index| self.expect(Command::EndFor(index))),
         }
-        self.announce();
     }
 
-    /// Says the envelope of what follows.
-    fn announce(&mut self) {
-        let Some((mut next, _)) = self.following.take() else { return };
-        let before = self.expected.len();
-        while let Some(command) = next.plan.pop_front_if(|command| *command != Command::Chunks) {
-            self.say(&next.line(command, self.extensions));
-            self.expect(command);
-        }
-        self.following = Some((next, self.expected.len() - before));
-    }
-
-    /// Something of our own went wrong (the content cannot be read, we are shutting down): end without
-    /// completing the message. Recipients not yet told of are deferred with `reply`.
+    /// Something of our own went wrong: the content cannot be read. Ends the transaction whose content is wanted
+    /// without completing the message: recipients not yet told of are deferred with `reply`. Closed, unless nothing
+    /// was said of it yet.
     pub fn abandon(&mut self, reply: Reply) {
-        if self.open.is_some() {
-            self.tell_pending(|| Outcome::deferred(reply.clone(), false));
-            self.finish();
-            self.put_back(reply, false);
+        match self.open.back_mut().filter(|last| last.is_gathering()) {
+            Some(last) => {
+                (last.phase, last.given_up) = (Phase::Ended, Some(reply));
+                last.plan.clear();
+                self.advance();
+            }
+            None => {
+                self.lose(reply, false);
+                self.state = State::Closed;
+            }
         }
-        self.state = State::Closed;
     }
 
     /// The server closed the connection, or it broke.
@@ -314,7 +340,7 @@ impl Client {
     /// What the session waits for.
     pub fn waiting(&self) -> Waiting {
         match self.expected.front() {
-            Some(Expected { to: Command::End | Command::EndFor(_), .. }) if self.output().is_empty() => {
+            Some(Expected { to: Command::End | Command::EndFor(_), behind }) if *behind <= self.written => {
                 Waiting::FinalReply
             }
             Some(Expected { to: Command::End | Command::EndFor(_), .. }) => Waiting::Room,
@@ -341,224 +367,7 @@ impl Client {
     }
 
     fn phase(&self) -> Option<Phase> {
-        self.open.as_ref().map(|open| open.phase)
-    }
-
-    /// One whole reply.
-    fn reply(&mut self, reply: Reply) {
-        self.replies += 1;
-        let front = self.expected.front().copied();
-        let Some(expected) = front.filter(|expected| expected.behind <= self.written) else {
-            return self.premature(reply);
-        };
-        self.expected.pop_front();
-        self.answered = Some(expected.to);
-        // The server says so instead of any reply, and closes (RFC 5321 §3.8).
-        if reply.code == 421 && expected.to != Command::Quit {
-            return self.lose(reply, true);
-        }
-        match expected.to {
-            Command::Connect => self.greeted(reply),
-            Command::Ehlo => self.ehlo_answered(reply),
-            Command::Helo => self.helo_answered(reply),
-            Command::Quit => self.state = State::Closed,
-            Command::Reset if reply.code / 100 == 2 => self.needs_reset = false,
-            Command::Reset => self.refused(reply),
-            Command::Mail => self.mail_answered(reply),
-            Command::Recipient(index) => self.recipient_answered(index, reply),
-            Command::Data => self.data_answered(reply),
-            Command::Chunks => {}
-            Command::Chunk if reply.code / 100 == 2 => {}
-            Command::Chunk if reply.code / 100 == 3 => self.unexpected(reply),
-            Command::Chunk => {
-                // The rest of it is of no use (RFC 3030 §2).
-                self.needs_reset = true;
-                self.tell_pending(|| Outcome::remote(reply.clone()));
-                if let Some(open) = &mut self.open {
-                    open.phase = Phase::Ended;
-                }
-            }
-            Command::End | Command::EndFor(_) if reply.code / 100 == 3 => self.unexpected(reply),
-            Command::End => {
-                self.needs_reset = false;
-                self.tell_pending(|| Outcome::remote(reply.clone()));
-            }
-            Command::EndFor(index) => {
-                self.needs_reset = false;
-                self.tell(index, Outcome::remote(reply));
-            }
-        }
-        self.answered = None;
-        self.advance();
-    }
-
-    fn greeted(&mut self, reply: Reply) {
-        match reply.code {
-            220 => {}
-            400..=599 => return self.refused(reply),
-            _ => return self.unexpected(reply),
-        }
-        let verb = match self.protocol {
-            Protocol::Smtp => "EHLO",
-            Protocol::Lmtp => "LHLO",
-        };
-        self.say(&format!("{verb} {}\r\n", self.hostname));
-        self.expect(Command::Ehlo);
-    }
-
-    fn ehlo_answered(&mut self, reply: Reply) {
-        match reply.code / 100 {
-            2 => {
-                self.extensions = Extensions::from_reply(&reply);
-                self.ready(&reply);
-            }
-            // A server without extensions (RFC 5321 §3.2). LMTP has no such fallback (RFC 2033 §4.1).
-            5 if self.protocol == Protocol::Smtp => {
-                self.say(&format!("HELO {}\r\n", self.hostname));
-                self.expect(Command::Helo);
-            }
-            3 => self.unexpected(reply),
-            _ => self.refused(reply),
-        }
-    }
-
-    fn helo_answered(&mut self, reply: Reply) {
-        match reply.code / 100 {
-            2 => self.ready(&reply),
-            3 => self.unexpected(reply),
-            _ => self.refused(reply),
-        }
-    }
-
-    fn ready(&mut self, reply: &Reply) {
-        let name = reply.lines.first().and_then(|line| line.split(' ').next());
-        self.server_name = name.unwrap_or_default().to_owned();
-        self.state = State::Idle;
-        self.events.push_back(Event::Ready);
-    }
-
-    fn mail_answered(&mut self, reply: Reply) {
-        match reply.code / 100 {
-            2 => self.needs_reset = true,
-            3 => self.unexpected(reply),
-            _ => {
-                self.needs_reset = true;
-                self.tell_pending(|| Outcome::remote(reply.clone()));
-                if let Some(open) = &mut self.open {
-                    open.mail_refused = true;
-                    open.plan.clear();
-                }
-            }
-        }
-    }
-
-    fn recipient_answered(&mut self, index: usize, mut reply: Reply) {
-        let Some(open) = &mut self.open else { return };
-        match reply.code / 100 {
-            // What follows a refused MAIL is refused for that alone.
-            _ if open.mail_refused => {}
-            2 => {
-                if let Some(recipient) = open.recipients.get_mut(index) {
-                    *recipient = Recipient::Accepted;
-                }
-            }
-            3 => self.unexpected(reply),
-            _ => {
-                // Too many recipients, in the words of RFC 821: those behind may come again
-                // (RFC 5321 §4.5.3.1.10). A full mailbox says 5.2.2.
-                let others = open.recipients.contains(&Recipient::Accepted);
-                if reply.code == 552 && reply.enhanced.is_none() && others {
-                    reply.code = 452;
-                    reply.enhanced = Some(EnhancedCode::new(4, 5, 3));
-                }
-                self.tell(index, Outcome::remote(reply));
-            }
-        }
-    }
-
-    fn data_answered(&mut self, reply: Reply) {
-        let Some(open) = &mut self.open else { return };
-        match reply.code {
-            354 if open.pending().next().is_some() => open.phase = Phase::Content,
-            // DATA went before we knew that nobody was accepted: an empty message (RFC 2920 §3.1).
-            354 => {
-                open.phase = Phase::Ended;
-                self.say(".\r\n");
-                match self.protocol {
-                    Protocol::Smtp => self.expect(Command::End),
-                    // One reply for each of no recipients: none. Whether the server sees it so is not
-                    // worth finding out.
-                    Protocol::Lmtp => {
-                        self.finish();
-                        self.quit();
-                    }
-                }
-            }
-            400..=599 => self.tell_pending(|| Outcome::remote(reply.clone())),
-            _ => self.unexpected(reply),
-        }
-    }
-
-    /// A reply before what it could answer has left. Of content it may be the answer: a server that has
-    /// seen enough. Otherwise it is 421, or replies and commands no longer pair up.
-    fn premature(&mut self, reply: Reply) {
-        let in_content = matches!(self.phase(), Some(Phase::Content))
-            || matches!(self.expected.front(), Some(Expected { to: Command::End | Command::EndFor(_), .. }));
-        if in_content && reply.code >= 400 {
-            self.tell_pending(|| Outcome::remote(reply.clone()));
-            self.finish();
-            self.put_back(reply, true);
-            self.state = State::Closed;
-        } else if reply.code == 421 {
-            self.lose(reply, true);
-        } else {
-            self.garbage("unsolicited reply");
-        }
-    }
-
-    fn unexpected(&mut self, reply: Reply) {
-        self.garbage(&format!("unexpected reply {reply}"));
-    }
-
-    /// The server is not to be understood any more.
-    fn garbage(&mut self, why: &str) {
-        let text = format!("protocol error while {}: {why}", self.doing());
-        self.lose(Reply::new(451, EnhancedCode::new(4, 3, 0), text), false);
-    }
-
-    /// The server will not have us, and is told good-bye (RFC 5321 §4.1.1.10).
-    fn refused(&mut self, reply: Reply) {
-        self.open = None;
-        self.events.push_back(Event::Unusable { reply: with_enhanced(reply), remote: true });
-        self.expected.clear();
-        self.state = State::Quitting;
-        self.say("QUIT\r\n");
-        self.expect(Command::Quit);
-    }
-
-    /// The connection is over. Before content, another server may do; after it, the message may have been
-    /// taken, and trying at once would make two of it.
-    fn lose(&mut self, reply: Reply, remote: bool) {
-        // Ready, and over before anybody heard of it: never ready.
-        let unheard = self.events.iter().position(|event| *event == Event::Ready);
-        if let Some(at) = unheard {
-            self.events.remove(at);
-            self.state = State::Hello;
-        }
-        match (self.state, self.phase()) {
-            (State::Hello, _) | (State::Busy, Some(Phase::Envelope)) => {
-                self.open = None;
-                self.events.push_back(Event::Unusable { reply: with_enhanced(reply), remote });
-            }
-            (State::Busy, _) => {
-                self.tell_pending(|| Outcome::deferred(reply.clone(), remote));
-                self.finish();
-                self.put_back(reply, remote);
-            }
-            (State::Idle | State::Quitting | State::Closed, _) => {}
-        }
-        self.state = State::Closed;
-        self.expected.clear();
+        self.open.front().map(|open| open.phase)
     }
 
     /// In Postfix's words, which operators know.
@@ -582,72 +391,85 @@ impl Client {
         }
     }
 
-    /// Sends what may be sent now: everything up to DATA where the server takes it so (RFC 2920), else one
-    /// command after the reply to the one before.
+    fn add(&mut self, open: Open) {
+        let later = open.is_gathering();
+        self.open.push_back(open);
+        if !later {
+            self.prepare();
+        }
+    }
+
+    /// What is to be known of the last transaction when it is said.
+    fn prepare(&mut self) {
+        // A server may keep what is left of a transaction of which a chunk failed (RFC 3030 §2), and take the next
+        // recipients for that one's: what is behind a chunk begins with RSET, whatever becomes of that chunk.
+        let before = self.open.len().checked_sub(2).and_then(|at| self.open.get(at));
+        let reset = before.map_or(self.needs_reset, |before| before.sending != Sending::Data);
+        let ahead = before.is_some();
+        let Some(last) = self.open.back_mut() else { return };
+        last.ahead = ahead;
+        if reset && !last.plan.is_empty() {
+            last.plan.push_front(Command::Reset);
+        }
+    }
+
+    /// Says the whole of the last transaction.
+    fn say_whole(&mut self) {
+        self.prepare();
+        let Some(last) = self.open.back_mut() else { return };
+        last.stuffer.finish(&mut last.gathered);
+        let content = std::mem::take(&mut last.gathered);
+        while let Some(command) = self.open.back_mut().and_then(|last| last.plan.pop_front()) {
+            self.say_command(command);
+        }
+        self.say(&format!("BDAT {} LAST\r\n", content.len()));
+        self.say_octets(&content);
+    }
+
+    /// Sends what may be sent now of the last transaction: everything up to DATA where the server takes it so (RFC 2920),
+    /// else one command after the reply to the one before. Ends those of which all was heard.
     fn advance(&mut self) {
         while self.state == State::Busy && (self.extensions.pipelining || self.expected.is_empty()) {
-            let Some(open) = &mut self.open else { break };
-            let Some(&command) = open.plan.front() else { break };
+            let Some(last) = self.open.back_mut().filter(|last| !last.is_gathering()) else { break };
+            let Some(&command) = last.plan.front() else { break };
             if command == Command::Chunks && !self.expected.is_empty() {
                 break; // A chunk may only follow what is known to be accepted.
             }
-            open.plan.pop_front();
-            if matches!(command, Command::Data | Command::Chunks) && open.pending().next().is_none() {
-                continue;
+            last.plan.pop_front();
+            match command {
+                Command::Data | Command::Chunks if last.pending().next().is_none() => {}
+                Command::Chunks => last.phase = Phase::Content,
+                _ => self.say_command(command),
             }
-            if command == Command::Chunks {
-                open.phase = Phase::Content;
-                continue;
-            }
-            let line = open.line(command, self.extensions);
-            self.say(&line);
-            self.expect(command);
         }
-        let over =
-            self.open.as_ref().is_some_and(|open| open.phase != Phase::Content && open.plan.is_empty());
-        let behind = self.following.as_ref().map_or(0, |(_, replies)| *replies);
-        if self.state == State::Busy && over && self.expected.len() == behind {
+        while self.state == State::Busy && self.open.front().is_some_and(Open::is_over) {
             self.finish();
         }
     }
 
-    /// Ends the transaction, and goes over to the one that follows. Nobody may be left untold: whoever is (no path leads
-    /// here) is deferred.
-    fn finish(&mut self) {
-        self.tell_pending(|| {
-            Outcome::deferred(Reply::new(451, EnhancedCode::new(4, 3, 0), "transaction ended early"), false)
-        });
-        self.events.push_back(Event::Finished);
-        self.open = self.following.take().map(|(open, _)| open);
-        self.state = if self.open.is_some() { State::Busy } else { State::Idle };
-    }
-
-    /// The session ended with the transaction before: what was to follow is free for another.
-    fn put_back(&mut self, reply: Reply, remote: bool) {
-        if self.open.take().is_some() {
-            self.events.push_back(Event::Unusable { reply: with_enhanced(reply), remote });
-        }
-    }
-
-    fn tell(&mut self, index: usize, outcome: Outcome) {
-        let recipient = self.open.as_mut().and_then(|open| open.recipients.get_mut(index));
-        if let Some(recipient) = recipient.filter(|recipient| **recipient != Recipient::Told) {
-            *recipient = Recipient::Told;
-            self.events.push_back(Event::Recipient { index, outcome });
-        }
-    }
-
-    fn tell_pending(&mut self, outcome: impl Fn() -> Outcome) {
-        let pending: Vec<usize> = self.open.iter().flat_map(Open::pending).collect();
-        pending.into_iter().for_each(|index| self.tell(index, outcome()));
+    /// Says a command of the last transaction.
+    fn say_command(&mut self, command: Command) {
+        let Some(last) = self.open.back() else { return };
+        let line = last.line(command, self.extensions);
+        self.say(&line);
+        self.expect(command);
     }
 
     fn say(&mut self, text: &str) {
-        self.out.extend_from_slice(text.as_bytes());
-        self.queued += text.len() as u64;
+        self.say_octets(text.as_bytes());
+    }
+
+    fn say_octets(&mut self, octets: &[u8]) {
+        self.out.extend_from_slice(octets);
+        self.queued += octets.len() as u64;
     }
 
     fn expect(&mut self, to: Command) {
+        if to.is_of_a_transaction()
+            && let Some(last) = self.open.back_mut()
+        {
+            last.awaited += 1;
+        }
         self.expected.push_back(Expected { to, behind: self.queued });
     }
 

@@ -10,15 +10,21 @@
 pub struct Stuffer {
     at_line_start: bool,
     after_cr: bool,
+    dots: bool,
 }
 
 impl Default for Stuffer {
     fn default() -> Self {
-        Self { at_line_start: true, after_cr: false }
+        Self { at_line_start: true, after_cr: false, dots: true }
     }
 }
 
 impl Stuffer {
+    /// For text that goes by BDAT: line ends are made one, no dot is added.
+    pub fn unstuffed() -> Self {
+        Self { dots: false, ..Self::default() }
+    }
+
     /// Appends a piece of content.
     pub fn push(&mut self, mut piece: &[u8], out: &mut Vec<u8>) {
         while let Some(&first) = piece.first() {
@@ -29,7 +35,7 @@ impl Stuffer {
                     continue;
                 }
             }
-            if self.at_line_start && first == b'.' {
+            if self.at_line_start && self.dots && first == b'.' {
                 out.push(b'.');
             }
             let Some(end) = memchr::memchr2(b'\r', b'\n', piece) else {
@@ -47,17 +53,19 @@ impl Stuffer {
         }
     }
 
-    /// Appends the end: a line end when the last line has none, and the dot.
+    /// Appends the end: a line end when the last line has none, and the dot where there are dots.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         if self.after_cr || !self.at_line_start {
             self.end_line(out);
         }
-        out.extend_from_slice(b".\r\n");
+        if self.dots {
+            out.extend_from_slice(b".\r\n");
+        }
     }
 
     fn end_line(&mut self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"\r\n");
-        *self = Self::default();
+        (self.at_line_start, self.after_cr) = (true, false);
     }
 }
 

@@ -10,6 +10,7 @@ use crate::reply::{EnhancedCode, Reply};
 
 mod asks;
 mod follow;
+mod whole;
 
 /// A strict server: reads only what has arrived, answers by a script, and keeps what it was told.
 struct Server {
@@ -18,6 +19,11 @@ struct Server {
     /// The reply to each recipient, in turn.
     rcpt: Vec<&'static [u8]>,
     mail: &'static [u8],
+    /// The replies to the first ones, where they differ.
+    mails: Vec<&'static [u8]>,
+    rset: &'static [u8],
+    /// The reply to the last chunk for nobody.
+    nobody: &'static [u8],
     data: &'static [u8],
     /// Replies to the end of content, in turn.
     end: Vec<&'static [u8]>,
@@ -25,6 +31,7 @@ struct Server {
     commands: Vec<String>,
     contents: Vec<Vec<u8>>,
     accepted: usize,
+    in_mail: bool,
     in_content: bool,
     closed: bool,
     /// The reply to each chunk but the last.
@@ -41,12 +48,16 @@ impl Server {
             ehlo: FULL,
             rcpt: vec![b"250 2.1.5 Ok\r\n"],
             mail: b"250 2.1.0 Ok\r\n",
+            mails: Vec::new(),
+            rset: b"250 2.0.0 Ok\r\n",
+            nobody: b"503 5.5.1 no recipients\r\n",
             data: b"354 go\r\n",
             end: vec![b"250 2.0.0 Ok: queued\r\n"],
             heard: Vec::new(),
             commands: Vec::new(),
             contents: Vec::new(),
             accepted: 0,
+            in_mail: false,
             in_content: false,
             closed: false,
             chunk: b"250 2.0.0 more\r\n",
@@ -65,7 +76,7 @@ impl Server {
                 self.in_content = false;
                 let replies = if self.protocol == Protocol::Lmtp { self.accepted } else { 1 };
                 (0..replies).for_each(|n| out.extend_from_slice(self.end[n % self.end.len()]));
-                self.accepted = 0;
+                (self.accepted, self.in_mail) = (0, false);
                 continue;
             }
             let Some(end) = self.heard.windows(2).position(|w| w == b"\r\n") else { break };
@@ -79,11 +90,16 @@ impl Server {
                     break;
                 }
                 self.chunks.extend(self.heard.drain(..length));
-                if last {
+                if last && self.accepted == 0 {
+                    // It stays in the transaction, as a server may.
+                    self.chunks.clear();
+                    out.extend_from_slice(self.nobody);
+                } else if last {
                     self.contents.push(std::mem::take(&mut self.chunks));
                     let replies = if self.protocol == Protocol::Lmtp { self.accepted } else { 1 };
-                    (0..replies).for_each(|n| out.extend_from_slice(self.end[n % self.end.len()]));
-                    self.accepted = 0;
+                    let ends = self.contents.len() - 1;
+                    (ends..ends + replies).for_each(|n| out.extend_from_slice(self.end[n % self.end.len()]));
+                    (self.accepted, self.in_mail) = (0, false);
                 } else {
                     out.extend_from_slice(self.chunk);
                 }
@@ -93,8 +109,19 @@ impl Server {
             let rcpts = self.commands.iter().filter(|c| c.starts_with("RCPT")).count();
             out.extend_from_slice(match line.split_once([' ', ':']).map_or(&*line, |(verb, _)| verb) {
                 "EHLO" | "LHLO" => self.ehlo,
-                "HELO" | "RSET" => b"250 Ok\r\n",
-                "MAIL" => self.mail,
+                "RSET" => {
+                    (self.accepted, self.in_mail) = (0, false);
+                    self.rset
+                }
+                "HELO" => b"250 Ok\r\n",
+                "MAIL" if self.in_mail => b"503 5.5.1 nested MAIL\r\n",
+                "MAIL" => {
+                    let mails = self.commands.iter().filter(|c| c.starts_with("MAIL")).count();
+                    let reply = self.mails.get(mails).copied().unwrap_or(self.mail);
+                    self.in_mail = reply.starts_with(b"2");
+                    reply
+                }
+                "RCPT" if !self.in_mail => b"503 5.5.1 need MAIL\r\n",
                 "RCPT" => {
                     let reply = self.rcpt[rcpts % self.rcpt.len()];
                     self.accepted += usize::from(reply.starts_with(b"2"));
@@ -167,6 +194,7 @@ fn transaction(recipients: usize) -> Transaction {
         size: 10,
         parameters: MailParameters { body: Body::EightBit, ..MailParameters::default() },
         said: Vec::new(),
+        whole: false,
     }
 }
 

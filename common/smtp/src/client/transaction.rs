@@ -24,7 +24,12 @@ pub struct Transaction {
     pub parameters: MailParameters,
     /// What RCPT is to say, where the server offers DSN: by their places; none for those missing.
     pub said: Vec<RcptParameters>,
+    /// It may leave as a whole, content and all, before the server has said a word to it.
+    pub whole: bool,
 }
+
+/// The most octets of content that leave with their envelope: so much is sent in vain when everybody is refused.
+pub const WHOLE_MAX: u64 = 64 * 1024;
 
 /// How content must be sent to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +63,7 @@ pub(super) enum Command {
     Mail,
     Recipient(usize),
     Data,
-    /// What stands in for DATA before BDAT: nothing is said.
+    /// What stands in for DATA before the chunks of binary mail: nothing is said.
     Chunks,
     /// A piece of content that is not the last (RFC 3030 §2).
     Chunk,
@@ -69,23 +74,56 @@ pub(super) enum Command {
     Quit,
 }
 
-/// The transaction under way.
+impl Command {
+    /// It is said for a transaction.
+    pub(super) fn is_of_a_transaction(self) -> bool {
+        !matches!(self, Self::Connect | Self::Ehlo | Self::Helo | Self::Quit)
+    }
+}
+
+/// How the content of a transaction is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sending {
+    /// By DATA.
+    Data,
+    /// By BDAT, piece by piece, once it is known who is accepted.
+    Chunks,
+    /// By one BDAT, in one group with the envelope (RFC 3030 §4.2). Until all of it was handed over nothing is said.
+    Whole,
+}
+
+/// A transaction under way.
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) transaction: Transaction,
     pub(super) recipients: Vec<Recipient>,
     pub(super) plan: VecDeque<Command>,
-    pub(super) mail_refused: bool,
     pub(super) phase: Phase,
+    pub(super) sending: Sending,
     pub(super) stuffer: Stuffer,
-    /// By BDAT.
-    pub(super) chunks: bool,
+    /// The content, as it is to be sent as a whole.
+    pub(super) gathered: Vec<u8>,
+    /// Replies to come.
+    pub(super) awaited: usize,
+    /// Where its last octet stands among all that were queued.
+    pub(super) end_at: u64,
+    /// It was said while another's final reply was to come.
+    pub(super) ahead: bool,
+    /// RSET was refused: whatever is refused after it may be for that alone.
+    pub(super) not_reset: bool,
+    pub(super) mail_refused: bool,
+    /// See [`super::Event::Again`].
+    pub(super) confused: bool,
+    /// Why it is not sent, for a reason of our own.
+    pub(super) given_up: Option<Reply>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recipient {
     Pending,
     Accepted,
+    /// Refused for what may be our way of saying it: nothing is told, and it is to be tried again.
+    Again,
     Told,
 }
 
@@ -101,17 +139,15 @@ impl Open {
     pub(super) fn new(
         transaction: Transaction,
         lmtp: bool,
-        reset: bool,
         extensions: Extensions,
     ) -> (Self, Vec<(usize, Reply)>) {
         let limit = extensions.size_limit.filter(|&limit| transaction.size > limit);
         let needs_utf8 = transaction.parameters.smtputf8 || !transaction.reverse_path.as_str().is_ascii();
         let sender_fits = extensions.utf8 || !needs_utf8;
-        let chunks = Form::of(transaction.parameters.body, &extensions) == Form::Chunks;
+        let sending = sending(&transaction, lmtp, &extensions);
         // With LMTP it is there.
         let late = if lmtp { None } else { too_late(&transaction.parameters, &extensions) };
-        let mut plan: VecDeque<Command> = reset.then_some(Command::Reset).into_iter().collect();
-        plan.push_back(Command::Mail);
+        let mut plan = VecDeque::from([Command::Mail]);
         let mut refused = Vec::new();
         for (index, recipient) in transaction.recipients.iter().enumerate() {
             if let Some(limit) = limit {
@@ -124,27 +160,81 @@ impl Open {
                 plan.push_back(Command::Recipient(index));
             }
         }
-        plan.push_back(if chunks { Command::Chunks } else { Command::Data });
+        let mut phase = Phase::Envelope;
+        match sending {
+            Sending::Data => plan.push_back(Command::Data),
+            Sending::Chunks => plan.push_back(Command::Chunks),
+            Sending::Whole => phase = Phase::Content,
+        }
         if refused.len() == transaction.recipients.len() {
             plan.clear();
+            phase = Phase::Ended;
         }
         let recipients = vec![Recipient::Pending; transaction.recipients.len()];
         let open = Self {
             transaction,
             recipients,
             plan,
+            phase,
+            sending,
+            stuffer: if sending == Sending::Whole { Stuffer::unstuffed() } else { Stuffer::default() },
+            gathered: Vec::new(),
+            awaited: 0,
+            end_at: u64::MAX,
+            ahead: false,
+            not_reset: false,
             mail_refused: false,
-            phase: Phase::Envelope,
-            stuffer: Stuffer::default(),
-            chunks,
+            confused: false,
+            given_up: None,
         };
         (open, refused)
     }
 
-    /// Recipients not yet told of.
+    /// Recipients of whom it is not decided what becomes of them.
     pub(super) fn pending(&self) -> impl Iterator<Item = usize> + '_ {
-        let told = |(index, recipient): (usize, &Recipient)| (*recipient != Recipient::Told).then_some(index);
-        self.recipients.iter().enumerate().filter_map(told)
+        let open = |recipient: &Recipient| matches!(recipient, Recipient::Pending | Recipient::Accepted);
+        let places = self.recipients.iter().enumerate();
+        places.filter_map(move |(index, recipient)| open(recipient).then_some(index))
+    }
+
+    /// Some are to be tried again.
+    pub(super) fn has_again(&self) -> bool {
+        self.recipients.contains(&Recipient::Again)
+    }
+
+    /// Those who were left are to be tried again.
+    pub(super) fn again(&mut self) {
+        let pending: Vec<usize> = self.pending().collect();
+        for index in pending {
+            self.recipients[index] = Recipient::Again;
+        }
+    }
+
+    /// Its content is being handed over, and nothing was said yet.
+    pub(super) fn is_gathering(&self) -> bool {
+        self.sending == Sending::Whole && self.phase == Phase::Content
+    }
+
+    /// Nothing more is to be said or heard of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.phase != Phase::Content && self.plan.is_empty() && self.awaited == 0
+    }
+
+    /// A permanent refusal may be the answer to how we said it, and not to what: it must not be the end of a message.
+    ///
+    /// After RSET and in turn, MAIL and RCPT and the content are judged for what they are, also when they came ahead of
+    /// time. But a server that does not follow says so by a reply about the protocol; and 554 without a word more
+    /// is what Exim says of input that it did not expect yet. The chunk itself may not be understood in any case.
+    pub(super) fn may_be_ours(&self, command: Command, reply: &Reply) -> bool {
+        let protocol = reply.code / 10 == 50 || reply.enhanced.is_some_and(|code| code.subject() == 5);
+        let bare = reply.code == 554 && reply.enhanced.is_none();
+        let ours = match (command, self.sending) {
+            (Command::End, Sending::Whole) => self.not_reset || protocol || (self.ahead && bare),
+            // The server has said that it is ready for it.
+            (Command::End, _) => false,
+            _ => self.not_reset || (self.ahead && (protocol || bare)),
+        };
+        reply.code / 100 == 5 && ours
     }
 
     /// The command as it is said.
@@ -176,7 +266,7 @@ impl Open {
         let said = MailParameters {
             size: None,
             body: match asked.body {
-                Body::Binary if self.chunks => Body::Binary,
+                Body::Binary if self.sending == Sending::Chunks => Body::Binary,
                 Body::EightBit if extensions.eight_bit => Body::EightBit,
                 _ => Body::SevenBit,
             },
@@ -191,6 +281,16 @@ impl Open {
         line.push_str("\r\n");
         line
     }
+}
+
+fn sending(transaction: &Transaction, lmtp: bool, extensions: &Extensions) -> Sending {
+    if Form::of(transaction.parameters.body, extensions) == Form::Chunks {
+        return Sending::Chunks;
+    }
+    // How many replies there are to a chunk for nobody RFC 2033 does not say, and LMTP servers are near.
+    let offered = extensions.pipelining && extensions.chunking && !lmtp;
+    let small = transaction.size <= WHOLE_MAX;
+    if transaction.whole && offered && small { Sending::Whole } else { Sending::Data }
 }
 
 /// RFC 1870: no use in sending it.

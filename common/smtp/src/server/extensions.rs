@@ -69,6 +69,19 @@ impl Extension {
         Self::Help,
     ];
 
+    /// Those that our client makes use of where a server offers them.
+    pub const USED: [Self; 9] = [
+        Self::Pipelining,
+        Self::Size,
+        Self::EightBitMime,
+        Self::Chunking,
+        Self::BinaryMime,
+        Self::SmtpUtf8,
+        Self::Dsn,
+        Self::DeliverBy,
+        Self::MtPriority,
+    ];
+
     /// The extension of that EHLO keyword, in any case.
     pub fn parse(keyword: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|extension| extension.keyword().eq_ignore_ascii_case(keyword))

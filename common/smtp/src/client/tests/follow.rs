@@ -15,9 +15,10 @@ fn ending(protocol: Protocol, ehlo: &'static [u8]) -> (Client, Server) {
 fn it_leaves_in_one_group_and_is_answered_in_turn() {
     for protocol in [Protocol::Smtp, Protocol::Lmtp] {
         let (mut client, mut server) = ending(protocol, FULL);
+        assert!(client.follow(transaction(1)).is_err(), "too early");
+        client.content_end();
         client.follow(transaction(1)).unwrap();
         assert!(client.follow(transaction(1)).is_err(), "one follows");
-        client.content_end();
         let said = String::from_utf8(client.output().to_vec()).unwrap();
         let envelope = "MAIL FROM:<from@a.test> SIZE=10 BODY=8BITMIME\r\nRCPT TO:<u0@b.test>\r\nDATA\r\n";
         assert_eq!(said, format!("first\r\n.\r\n{envelope}"));
@@ -37,13 +38,13 @@ fn it_leaves_in_one_group_and_is_answered_in_turn() {
 #[test]
 fn only_where_the_server_takes_it() {
     let (mut client, _) = ending(Protocol::Smtp, b"250 mx\r\n");
+    client.content_end();
     assert!(!client.can_follow() && client.follow(transaction(1)).is_err(), "no PIPELINING");
     let (mut client, _) = ending(Protocol::Smtp, FULL);
+    client.content_end();
     let large = Transaction { size: 1001, ..transaction(2) };
     assert_eq!(client.follow(large.clone()), Err(Box::new(large)), "begun later, it is told why");
     assert!(client.follow(transaction(0)).is_err());
-    client.content_end();
-    assert!(!client.can_follow(), "too late");
     let mut idle = self::client(Protocol::Smtp);
     talk(&mut idle, &mut Server::new(Protocol::Smtp), b"220 hi\r\n", b"", &[1000]);
     assert!(idle.follow(transaction(1)).is_err(), "there is nothing to follow");
@@ -64,9 +65,9 @@ fn a_session_that_breaks_gives_it_back() {
     ];
     for (n, (break_off, verdict, code)) in breaks.into_iter().enumerate() {
         let (mut client, _) = ending(Protocol::Smtp, FULL);
+        client.content_end();
         client.follow(transaction(1)).unwrap();
         if n < 5 {
-            client.content_end();
             client.written(client.output().len());
         }
         break_off(&mut client);
@@ -110,11 +111,11 @@ proptest! {
             if wanted {
                 client.content(format!("content {contents}").as_bytes());
                 contents += 1;
+                client.content_end();
                 if begun < 3 {
                     client.follow(transaction(counts[begun])).unwrap();
                     begun += 1;
                 }
-                client.content_end();
             }
             let size = sizes.next().unwrap().min(client.output().len());
             let piece = client.output()[..size].to_vec();
