@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postern_tests::{
-    Address, Answer, Dovecot, Nsd, Postfix, Sink, System, have, have_root, maildir, message, until,
+    Address, Answer, Dovecot, Nsd, Postfix, Sink, System, from_line, have, have_root, maildir, message, until,
 };
 
 #[test]
@@ -121,6 +121,52 @@ fn envelopes_that_leave_with_the_content_before_them() {
     let of_postfix = maildir(&inbox).into_iter().map(|mail| mail.bytes).collect();
     assert_eq!(subjects(of_postfix), (0..40).step_by(2).collect());
     assert_eq!(subjects(dovecot.inbox("u@d.test")), (1..40).step_by(2).collect());
+}
+
+/// Postfix and Postern offer CHUNKING: messages leave whole, without waiting for what is said of those before (RFC 3030
+/// §4.2), some of them to nobody that exists.
+#[test]
+fn whole_messages_leave_one_behind_the_other() {
+    if !have(&["postfix"]) || !have_root() {
+        return;
+    }
+    let postfix = Postfix::start_with("normalize", false, "debug_peer_list = 127.0.0.1");
+    let second = System::builder().hostname("second.test").virtual_domain("w.test").start();
+    let system = System::builder()
+        .relay()
+        .route("v.test", &postfix.via())
+        .route("w.test", &second.via())
+        .set("delivery", "connections", "1")
+        .start();
+    let agent = Pid::from_raw(system.pids()["delivery-remote"] as i32);
+    kill(agent, Signal::SIGSTOP).unwrap();
+    let mut client = system.smtp();
+    let text = |n: usize| {
+        let dots = "\r\n.\r\n..\r\nRSET\r\n.";
+        [&message(&format!("number {n}"))[..], dots.as_bytes(), b"\r\n"].concat()
+    };
+    let to = |n: usize| if n % 6 == 4 { "nobody@v.test" } else { ["u1@v.test", "u@w.test"][n % 2] };
+    let ids: Vec<_> = (0..60).map(|n| client.send("", &[to(n)], &text(n)).unwrap()).collect();
+    kill(agent, Signal::SIGCONT).unwrap();
+    for (n, id) in ids.iter().enumerate() {
+        system.attempted(id, if n % 6 == 4 { "bounced" } else { "sent" });
+    }
+    let inbox = postfix.mail().join("u1");
+    until("twenty messages", Duration::from_secs(60), || (maildir(&inbox).len() == 20).then_some(()));
+    let contents = |mails: Vec<postern_tests::Mail>| {
+        let bare = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap().replace("\r\n", "\n");
+        let content = |mail: postern_tests::Mail| bare(from_line(&mail.bytes, b"From: "));
+        mails.into_iter().map(content).collect::<BTreeSet<String>>()
+    };
+    let sent = |odd: usize| {
+        let mine = (0..60).filter(|n| n % 2 == odd && n % 6 != 4);
+        mine.map(|n| String::from_utf8(text(n)).unwrap().replace("\r\n", "\n")).collect::<BTreeSet<String>>()
+    };
+    assert_eq!(contents(maildir(&inbox)), sent(0));
+    assert_eq!(contents(second.wait_maildir("u@w.test", 30)), sent(1));
+    let log = postfix.log();
+    assert!(log.contains("]: BDAT ") && log.contains("]: RSET"), "not sent whole:\n{log}");
+    assert!(!log.contains("]: DATA") && !log.contains("improper command pipelining"), "{log}");
 }
 
 #[test]
