@@ -34,6 +34,8 @@ pub(crate) enum Workload {
     Flaky,
     /// Relayed to smtp-sink, 50 ms away.
     Far,
+    /// Relayed to a sink that offers CHUNKING, 50 ms away.
+    FarChunks,
     /// One message to a thousand Maildirs.
     Fanout,
     /// `sendmail` run again and again, to one Maildir.
@@ -53,7 +55,7 @@ pub(crate) enum Workload {
 }
 
 /// A workload, its name in tables and its name on the command line.
-const NAMES: [(Workload, &str, &str); 17] = [
+const NAMES: [(Workload, &str, &str); 18] = [
     (Workload::Hold, "accept and hold", "hold"),
     (Workload::Relay, "relay", "relay"),
     (Workload::Maildir, "Maildir, 1 user", "maildir"),
@@ -62,6 +64,7 @@ const NAMES: [(Workload, &str, &str); 17] = [
     (Workload::LmtpDovecot, "LMTP to Dovecot", "dovecot"),
     (Workload::Flaky, "relay, 20 % deferred", "flaky"),
     (Workload::Far, "relay, 50 ms away", "far"),
+    (Workload::FarChunks, "relay, CHUNKING, 50 ms away", "far-chunks"),
     (Workload::Fanout, "1 message to 1000 Maildirs", "fanout"),
     (Workload::Sendmail, "sendmail to a Maildir", "sendmail"),
     (Workload::Idle, "idle clients", "idle"),

@@ -40,7 +40,8 @@ fn full() -> Vec<Cell> {
     for workload in [Maildirs, LmtpSink, LmtpDovecot] {
         cells.extend([1, 10, 50].map(|sessions| Cell::new(workload, sessions, 4)));
     }
-    let rest = [Flaky, Far, Backlog10k, Backlog100k, Destination, Destinations100, Destinations10k];
+    let rest =
+        [Flaky, Far, FarChunks, Backlog10k, Backlog100k, Destination, Destinations100, Destinations10k];
     cells.extend(rest.map(|workload| Cell::new(workload, 10, 4)));
     cells.extend([Fanout, Sendmail, Restart].map(|workload| Cell::new(workload, 1, 4)));
     cells.extend([1000, 5000].map(|sessions| Cell::new(Idle, sessions, 4)));

@@ -1,29 +1,26 @@
 //! A server that is far away: a proxy that holds back what goes through it.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+
+use super::listen;
 
 /// From one end to the other; there and back is twice this.
 const DELAY: Duration = Duration::from_millis(25);
 
 /// Runs as long as this process.
 pub(crate) fn start(address: SocketAddr, to: SocketAddr) {
-    let listener = TcpListener::bind(address).unwrap();
-    std::thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            std::thread::spawn(move || {
-                // The handshake went there and back, too.
-                std::thread::sleep(2 * DELAY);
-                let server = TcpStream::connect(to).unwrap();
-                for stream in [&client, &server] {
-                    stream.set_nodelay(true).unwrap();
-                }
-                carry(client.try_clone().unwrap(), server.try_clone().unwrap());
-                carry(server, client);
-            });
+    listen(address, move |client| {
+        // The handshake went there and back, too.
+        std::thread::sleep(2 * DELAY);
+        let server = TcpStream::connect(to).unwrap();
+        for stream in [&client, &server] {
+            stream.set_nodelay(true).unwrap();
         }
+        carry(client.try_clone().unwrap(), server.try_clone().unwrap());
+        carry(server, client);
     });
 }
 

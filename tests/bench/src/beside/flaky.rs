@@ -1,9 +1,11 @@
 //! A sink that refuses every fifth recipient for now.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::listen;
 
 /// It runs as long as this process.
 pub(crate) struct Flaky {
@@ -18,15 +20,11 @@ struct Counts {
 
 impl Flaky {
     pub(crate) fn start(address: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).unwrap();
         let counts = Arc::<Counts>::default();
         let ours = Arc::clone(&counts);
-        std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let counts = Arc::clone(&ours);
-                // A connection ends as it likes.
-                std::thread::spawn(move || converse(client, &counts));
-            }
+        listen(address, move |client| {
+            // A connection ends as it likes.
+            let _ = converse(client, &ours);
         });
         Self { counts }
     }

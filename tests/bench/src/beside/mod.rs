@@ -1,17 +1,20 @@
 //! What is beside a system: where its mail goes. Every round has a network of its own, so every server has
 //! its own fixed port.
 
+mod chunks;
 mod far;
 mod flaky;
 mod sink;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use postern_tests::{Dovecot, Nsd};
 
 use crate::cell::Workload;
 use crate::peers::Name;
+use chunks::Chunks;
 use flaky::Flaky;
 pub(crate) use sink::Sink;
 
@@ -28,10 +31,16 @@ pub(crate) const FLAKY: SocketAddr = port(2530);
 /// dead.test: nobody listens.
 pub(crate) const DEAD: SocketAddr = port(2531);
 
+/// A sink that offers CHUNKING, which smtp-sink does not.
+const CHUNKS: SocketAddr = port(2532);
+/// far-chunks.test: that sink, 50 ms away.
+pub(crate) const FAR_CHUNKS: SocketAddr = port(2533);
+
 /// The servers that a system needs for a workload. They end with this.
 pub(crate) struct Beside {
     sink: Option<Sink>,
     flaky: Option<Flaky>,
+    chunks: Option<Chunks>,
     dovecot: Option<Dovecot>,
     nsd: Option<Nsd>,
     _silent: TcpListener,
@@ -47,10 +56,15 @@ impl Beside {
         if workload == Workload::Far {
             far::start(FAR, SINK);
         }
+        let chunks = (workload == Workload::FarChunks).then(|| Chunks::start(CHUNKS));
+        if chunks.is_some() {
+            far::start(FAR_CHUNKS, CHUNKS);
+        }
         let users = ["u1@dovecot.test", "u2@dovecot.test", "u3@dovecot.test", "u4@dovecot.test"];
         Self {
             sink,
             flaky: (workload == Workload::Flaky).then(|| Flaky::start(FLAKY)),
+            chunks,
             dovecot: (workload == Workload::LmtpDovecot).then(|| Dovecot::start(&users)),
             nsd: name.asks_dns().then(|| Nsd::start("sink IN A 127.0.0.1")),
             _silent: TcpListener::bind(SILENT).unwrap(),
@@ -75,8 +89,21 @@ impl Beside {
 
     /// Messages that the sinks took.
     pub(crate) fn sunk(&self) -> usize {
-        self.sink.as_ref().map_or(0, Sink::count) + self.flaky.as_ref().map_or(0, Flaky::count)
+        self.sink.as_ref().map_or(0, Sink::count)
+            + self.flaky.as_ref().map_or(0, Flaky::count)
+            + self.chunks.as_ref().map_or(0, Chunks::count)
     }
+}
+
+/// Each client is served by a thread of its own, as long as this process runs.
+fn listen(address: SocketAddr, serve: impl Fn(TcpStream) + Send + Sync + 'static) {
+    let (listener, serve) = (TcpListener::bind(address).unwrap(), Arc::new(serve));
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let serve = Arc::clone(&serve);
+            std::thread::spawn(move || serve(client));
+        }
+    });
 }
 
 /// The address of one of many destinations: `d17.dest.test` is 127.65.0.18, where the sink listens.

@@ -41,6 +41,7 @@ impl Postern {
             .set("smtp", "workers", &postern_config::default_workers().to_string())
             .route("relay.test", &via("smtp", beside::SINK))
             .route("far.test", &via("smtp", beside::FAR))
+            .route("far-chunks.test", &via("smtp", beside::FAR_CHUNKS))
             .route("flaky.test", &via("smtp", beside::FLAKY))
             .route("lmtp.test", &via("lmtp", beside::LMTP))
             .route("dovecot.test", &via("lmtp", beside.dovecot()));

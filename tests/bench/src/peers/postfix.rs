@@ -127,6 +127,7 @@ fn configure(d: &Path, workload: Workload, beside: &Beside) {
     for (domain, protocol, address) in [
         ("relay", "smtp", beside::SINK),
         ("far", "smtp", beside::FAR),
+        ("far-chunks", "smtp", beside::FAR_CHUNKS),
         ("flaky", "smtp", beside::FLAKY),
         ("dead", "smtp", beside::DEAD),
         (".dead", "smtp", beside::DEAD),

@@ -55,8 +55,10 @@ fn held(cell: Cell) -> bool {
 
 fn some(cell: Cell) -> bool {
     let usual = matches!(cell.workload, Workload::Relay | Workload::Maildir) && cell.sessions != 200;
-    let also = matches!(cell.workload, Workload::LmtpSink | Workload::LmtpDovecot | Workload::Far)
-        && cell.sessions == 10
+    let also = matches!(
+        cell.workload,
+        Workload::LmtpSink | Workload::LmtpDovecot | Workload::Far | Workload::FarChunks
+    ) && cell.sessions == 10
         || matches!(cell.workload, Workload::Fanout | Workload::Sendmail);
     (usual || also) && cell.long && cell.size == 4096
 }

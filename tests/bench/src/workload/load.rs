@@ -194,6 +194,7 @@ fn recipient(workload: Workload, load: usize, n: usize) -> String {
     match workload {
         Workload::Hold => "u@hold.test".to_owned(),
         Workload::Far => "u@far.test".to_owned(),
+        Workload::FarChunks => "u@far-chunks.test".to_owned(),
         Workload::Flaky => "u@flaky.test".to_owned(),
         Workload::LmtpSink => "u@lmtp.test".to_owned(),
         Workload::LmtpDovecot => format!("u{load}@dovecot.test"),
