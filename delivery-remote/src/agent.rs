@@ -1,6 +1,6 @@
 //! The shell: jobs in, connections out, results back.
 
-mod connections;
+pub(crate) mod connections;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

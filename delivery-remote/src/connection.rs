@@ -45,6 +45,8 @@ pub(crate) struct Connection {
     pub(crate) transactions: u32,
     /// Transactions that came to their end.
     pub(crate) ended: u32,
+    /// Since when it has nothing to do.
+    pub(crate) resting_since: Option<Instant>,
     pub(crate) deadline: Instant,
     stream: Stream,
     connecting: bool,
@@ -128,6 +130,7 @@ impl Connection {
             jobs: VecDeque::from([Given { job, ahead: false, made: true }]),
             transactions: 0,
             ended: 0,
+            resting_since: None,
             deadline,
             stream,
             connecting: true,

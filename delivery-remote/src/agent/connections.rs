@@ -22,6 +22,10 @@ const SHUNNED_FOR: Duration = Duration::from_secs(60);
 /// So many such addresses are remembered.
 const SHUNNED_MAX: usize = 10_000;
 
+/// A connection over which nothing was said for so long is not trusted with a whole message: the server may have closed
+/// it, and of such a message nobody would know whether it was taken; of one whose envelope is not answered it is clear.
+pub(crate) const RESTED: Duration = Duration::from_secs(1);
+
 impl Agent {
     /// Begins to connect for a job; false when another server is to be tried.
     pub(super) fn connect(&mut self, host: &mut Host, job: u64, candidate: Candidate) -> bool {
@@ -71,14 +75,17 @@ impl Agent {
     }
 
     /// Begins the transaction of a connection's job.
-    pub(super) fn transact(&mut self, host: &mut Host, token: Token) {
+    fn transact(&mut self, host: &mut Host, token: Token) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let Some(attempt) = connection.last().and_then(|job| self.attempts.get_mut(&job)) else { return };
         connection.transactions += 1;
         let transaction = attempt.transaction(&connection.client.extensions(), host.wall(), host.now());
         let one_by_one = self.lanes.is_one_by_one(&connection.destination, host.now());
+        let since = connection.resting_since.take();
+        let rested = since.is_some_and(|since| host.now().saturating_duration_since(since) >= RESTED);
+        let careful = one_by_one || rested;
         let transaction = match transaction {
-            Ok(transaction) => Transaction { whole: transaction.whole && !one_by_one, ..transaction },
+            Ok(transaction) => Transaction { whole: transaction.whole && !careful, ..transaction },
             Err(reply) => return self.unsuitable(host, token, reply),
         };
         if connection.client.begin(transaction).is_err() {
@@ -294,8 +301,15 @@ impl Agent {
         let destination = connection.destination.clone();
         match self.next_waiting(&destination) {
             Some(job) => self.give(host, token, job),
-            None => self.lanes.rest(&destination, token),
+            None => self.rest(host, token),
         }
+    }
+
+    /// Nothing waits for a connection.
+    fn rest(&mut self, host: &Host, token: Token) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.resting_since = Some(host.now());
+        self.lanes.rest(&connection.destination, token);
     }
 
     pub(super) fn quit(&mut self, host: &mut Host, token: Token) {

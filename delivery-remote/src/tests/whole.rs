@@ -1,9 +1,11 @@
 //! Servers that offer CHUNKING: whole messages leave before those ahead of them are answered.
 
 use std::net::TcpStream;
+use std::time::Instant;
 
 use super::following::{all_relayed, listen, one_connection, send};
 use super::*;
+use crate::agent::connections::RESTED;
 
 type Stream = BufReader<TcpStream>;
 
@@ -215,6 +217,30 @@ fn a_connection_that_breaks_doubles_nothing_at_once() {
     // The third may have left when the first was answered, and shares the second's end then.
     assert!(matches!(rig.results(3)[..], [Outcome::Relayed(_) | Outcome::Deferred(_)]));
     assert!(matches!(rig.results(4)[..], [Outcome::Relayed(_)]));
+}
+
+/// A server may have closed a connection that rested: what leaves first is what can be sent again at once.
+#[test]
+fn a_connection_that_rested_is_not_trusted_with_a_message() {
+    let address = listen(|stream, n| {
+        greet(stream)?;
+        if n == 0 {
+            let first = whole(stream)?;
+            answer(stream, &first)?;
+            let second = whole(stream)?;
+            assert_eq!(second.0.last().map(String::as_str), Some("DATA"), "{second:?}");
+            return None;
+        }
+        well(stream)
+    });
+    let mut rig = one_connection();
+    for number in [1, 2] {
+        rig.send(job(number, smtp(address), &["a@b.test"]), None);
+        assert!(matches!(rig.results(number)[..], [Outcome::Relayed(_)]));
+        let done = Instant::now();
+        rig.until(|_| (done.elapsed() > RESTED).then_some(()));
+    }
+    assert_eq!(rig.counter("connections"), 2);
 }
 
 /// A server that throws away what comes behind a chunk.
