@@ -88,7 +88,8 @@ pub(super) enum Sending {
     Data,
     /// By BDAT, piece by piece, once it is known who is accepted.
     Chunks,
-    /// By one BDAT, in one group with the envelope (RFC 3030 §4.2). Until all of it was handed over nothing is said.
+    /// By one BDAT, in one group with the envelope, whose replies RFC 3030 §2 would have us collect first
+    /// (docs/architecture.md says why not). Until all of it was handed over nothing is said.
     Whole,
 }
 
