@@ -64,6 +64,15 @@ pub(crate) struct Given {
     pub(crate) ahead: bool,
     /// The connection was made for it: its route has no more to say of this server.
     pub(crate) made: bool,
+    /// It may have left as a whole.
+    pub(crate) whole: bool,
+}
+
+impl Given {
+    /// If the connection breaks, how it was sent may be why.
+    pub(crate) fn left_ahead(&self) -> bool {
+        self.ahead || self.whole
+    }
 }
 
 #[derive(Debug)]
@@ -127,7 +136,7 @@ impl Connection {
             candidate,
             relay,
             destination,
-            jobs: VecDeque::from([Given { job, ahead: false, made: true }]),
+            jobs: VecDeque::from([Given { job, ahead: false, made: true, whole: false }]),
             transactions: 0,
             ended: 0,
             resting_since: None,

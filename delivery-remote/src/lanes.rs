@@ -13,7 +13,12 @@ pub(crate) struct Lanes {
     idle: usize,
     /// A connection of these was closed: a job that waits may make another.
     freed: Vec<Destination>,
+    /// Destinations to be sent nothing ahead, until when; also when nothing leads there.
+    one_by_one: HashMap<Destination, Instant>,
 }
+
+/// So many of those are remembered.
+const ONE_BY_ONE_MAX: usize = 10_000;
 
 #[derive(Debug, Default)]
 struct Lane {
@@ -22,7 +27,6 @@ struct Lane {
     waiting: VecDeque<u64>,
     /// Busy connections that can take one more.
     roomy: VecDeque<Token>,
-    one_by_one: Option<Instant>,
 }
 
 impl Lane {
@@ -134,17 +138,19 @@ impl Lanes {
         self.freed.clear();
     }
 
-    /// Until then its servers are not sent anything behind what they have not answered: they do not follow.
-    pub(crate) fn set_one_by_one(&mut self, destination: &Destination, until: Instant) {
-        if let Some(lane) = self.lanes.get_mut(destination) {
-            lane.one_by_one = Some(until);
+    /// Until then its servers are sent no whole message, and nothing behind what they have not answered.
+    pub(crate) fn set_one_by_one(&mut self, destination: &Destination, now: Instant, until: Instant) {
+        if self.one_by_one.len() >= ONE_BY_ONE_MAX {
+            self.one_by_one.retain(|_, until| *until > now);
+        }
+        if self.one_by_one.len() < ONE_BY_ONE_MAX {
+            self.one_by_one.insert(destination.clone(), until);
         }
     }
 
-    /// Nothing may be sent behind what was not answered.
+    /// Nothing may be sent ahead.
     pub(crate) fn is_one_by_one(&self, destination: &Destination, now: Instant) -> bool {
-        let until = self.lanes.get(destination).and_then(|lane| lane.one_by_one);
-        until.is_some_and(|until| until > now)
+        self.one_by_one.get(destination).is_some_and(|until| *until > now)
     }
 }
 

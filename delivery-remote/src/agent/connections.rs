@@ -70,7 +70,7 @@ impl Agent {
     fn give(&mut self, host: &mut Host, token: Token, job: u64) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         self.counts.reused += 1;
-        connection.jobs.push_back(Given { job, ahead: false, made: false });
+        connection.jobs.push_back(Given { job, ahead: false, made: false, whole: false });
         self.transact(host, token);
     }
 
@@ -88,6 +88,9 @@ impl Agent {
             Ok(transaction) => Transaction { whole: transaction.whole && !careful, ..transaction },
             Err(reply) => return self.unsuitable(host, token, reply),
         };
+        if let Some(given) = connection.jobs.back_mut() {
+            given.whole = transaction.whole && connection.client.takes_whole();
+        }
         if connection.client.begin(transaction).is_err() {
             // It was idle or said Ready a moment ago. Nothing was sent: the job goes another way.
             let reply = Reply::new(451, EnhancedCode::new(4, 4, 2), "lost connection before a transaction");
@@ -190,7 +193,7 @@ impl Agent {
         let transaction = attempt.transaction(&connection.client.extensions(), host.wall(), host.now());
         match transaction.map(|transaction| connection.client.follow(transaction)) {
             Ok(Ok(())) => {
-                connection.jobs.push_back(Given { job, ahead: true, made: false });
+                connection.jobs.push_back(Given { job, ahead: true, made: false, whole: false });
                 connection.transactions += 1;
                 self.counts.reused += 1;
             }
@@ -226,7 +229,10 @@ impl Agent {
                 }
                 (Event::Ready, None) => self.quit(host, token),
                 (Event::Unusable { reply, remote }, attempt) => {
-                    connection.drop_first();
+                    let given = connection.drop_first();
+                    if !remote && given.is_some_and(|given| given.left_ahead()) {
+                        self.lanes.set_one_by_one(&connection.destination, now, now + ONE_BY_ONE);
+                    }
                     let Some(attempt) = attempt else { continue };
                     attempt.disconnected();
                     // A kept connection that has gone stale says nothing about the server.
@@ -254,7 +260,7 @@ impl Agent {
         let (given, destination) = (connection.drop_first(), connection.destination.clone());
         let candidate = given.filter(|given| given.made).map(|_| connection.candidate.clone());
         if confused {
-            self.lanes.set_one_by_one(&destination, host.now() + ONE_BY_ONE);
+            self.lanes.set_one_by_one(&destination, host.now(), host.now() + ONE_BY_ONE);
         }
         if let Some(attempt) = given.and_then(|given| self.attempts.get_mut(&given.job)) {
             let job = attempt.job;
@@ -275,11 +281,11 @@ impl Agent {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         connection.ended += 1;
         let given = connection.drop_first();
-        if connection.client.is_closed() && given.is_some_and(|given| given.ahead) {
-            // It broke while this was there before its time, and nobody knows what became of it.
-            self.lanes.set_one_by_one(&connection.destination, host.now() + ONE_BY_ONE);
-        }
         let takes_whole = connection.client.takes_whole();
+        if connection.client.is_closed() && given.is_some_and(|given| given.left_ahead()) {
+            // It broke, and perhaps by how it was sent: the next attempt must not fail for that again.
+            self.lanes.set_one_by_one(&connection.destination, host.now(), host.now() + ONE_BY_ONE);
+        }
         given.into_iter().for_each(|given| self.report(host, given.job));
         // Not if there is a next one, even if all was said of it already.
         self.keep(host, token);

@@ -219,6 +219,29 @@ fn a_connection_that_breaks_doubles_nothing_at_once() {
     assert!(matches!(rig.results(4)[..], [Outcome::Relayed(_)]));
 }
 
+/// Something on the way that lets nothing of BDAT through: the next attempt is by DATA, also when nothing was sent
+/// meanwhile.
+#[test]
+fn a_way_that_breaks_by_it_is_gone_in_the_plain_way() {
+    let address = listen(|stream, n| {
+        greet(stream)?;
+        loop {
+            let message = whole(stream)?;
+            assert_eq!(message.0.last().is_some_and(|last| last.starts_with("BDAT")), n == 0, "{message:?}");
+            if n == 0 {
+                return None;
+            }
+            answer(stream, &message)?;
+        }
+    });
+    let mut rig = one_connection();
+    rig.send(job(1, smtp(address), &["a@b.test"]), None);
+    assert!(matches!(rig.results(1)[..], [Outcome::Deferred(_)]));
+    rig.until(|rig| (rig.counter("connections_now") == 0).then_some(()));
+    rig.send(job(2, smtp(address), &["a@b.test"]), None);
+    assert!(matches!(rig.results(2)[..], [Outcome::Relayed(_)]));
+}
+
 /// A server may have closed a connection that rested: what leaves first is what can be sent again at once.
 #[test]
 fn a_connection_that_rested_is_not_trusted_with_a_message() {
