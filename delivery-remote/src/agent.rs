@@ -20,17 +20,13 @@ use postern_smtp::client::Protocol;
 use postern_smtp::{EnhancedCode, Reply};
 
 use crate::attempt::{Attempt, Clock};
-use crate::connection::{Connection, Given, Patience};
+use crate::connection::{Connection, Patience};
 use crate::content::Source;
 use crate::lanes::Lanes;
 use crate::routing::{Candidate, Endpoint, Refusal, Route, Step};
 
 /// How long transactions may go on after the program was told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-
-/// So long a destination whose servers do not follow is sent nothing ahead: longer than the pause before the next attempt,
-/// which must not fail in the same way.
-const ONE_BY_ONE: Duration = Duration::from_secs(6 * 3600);
 
 /// The resolver answers sooner, if only to say that it cannot.
 const DNS_PATIENCE: Duration = Duration::from_secs(60);
@@ -426,10 +422,6 @@ impl Agent {
         if connection.client.is_idle() {
             self.quit(host, token);
             return self.drive(host, token);
-        }
-        if connection.jobs.front().is_some_and(Given::left_ahead) {
-            // Perhaps it heard nothing of what came with the content before.
-            self.lanes.set_one_by_one(&connection.destination, host.now(), host.now() + ONE_BY_ONE);
         }
         connection.client.timed_out();
         self.events(host, token);

@@ -1,7 +1,7 @@
 //! What there is for each destination: how many connections, which of them are idle, and the jobs that wait for one.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::Token;
 use postern_ipc::queue_agent::Destination;
@@ -16,6 +16,9 @@ pub(crate) struct Lanes {
     /// Destinations to be sent nothing ahead, until when; also when nothing leads there.
     one_by_one: HashMap<Destination, Instant>,
 }
+
+/// So long: more than the pause before the next attempt, which must not fail in the same way.
+const ONE_BY_ONE: Duration = Duration::from_secs(6 * 3600);
 
 /// So many of those are remembered.
 const ONE_BY_ONE_MAX: usize = 10_000;
@@ -138,13 +141,13 @@ impl Lanes {
         self.freed.clear();
     }
 
-    /// Until then its servers are sent no whole message, and nothing behind what they have not answered.
-    pub(crate) fn set_one_by_one(&mut self, destination: &Destination, now: Instant, until: Instant) {
+    /// From now on its servers are sent no whole message, and nothing behind what they have not answered.
+    pub(crate) fn set_one_by_one(&mut self, destination: &Destination, now: Instant) {
         if self.one_by_one.len() >= ONE_BY_ONE_MAX {
             self.one_by_one.retain(|_, until| *until > now);
         }
         if self.one_by_one.len() < ONE_BY_ONE_MAX {
-            self.one_by_one.insert(destination.clone(), until);
+            self.one_by_one.insert(destination.clone(), now + ONE_BY_ONE);
         }
     }
 

@@ -28,7 +28,7 @@
 //!     may have been taken, so a second copy is possible, as RFC 5321 §6.1 has it. A job whose envelope had
 //!     left with that content goes another way. Two messages that had left whole are both deferred then. Where a
 //!     server does not answer what was sent ahead, refuses it for that, or breaks off, nothing is sent so to its
-//!     destination for ten minutes; what it refused so goes again, alone and by DATA. When the
+//!     destination for six hours; what it refused so goes again, alone and by DATA. When the
 //!     queue-manager goes away its jobs are dropped, connections and all: it queues them again. Told to
 //!     stop, it finishes transactions under way for ten seconds and defers the rest.
 //!

@@ -123,8 +123,8 @@ fn envelopes_that_leave_with_the_content_before_them() {
     assert_eq!(subjects(dovecot.inbox("u@d.test")), (1..40).step_by(2).collect());
 }
 
-/// Postfix and Postern offer CHUNKING: messages leave whole, without waiting for what is said of those before (RFC 3030
-/// §4.2), some of them to nobody that exists.
+/// Postfix and Postern offer CHUNKING: messages leave whole, without waiting for what is said of those before, some of
+/// them to nobody that exists.
 #[test]
 fn whole_messages_leave_one_behind_the_other() {
     if !have(&["postfix"]) || !have_root() {

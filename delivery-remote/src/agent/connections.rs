@@ -9,7 +9,7 @@ use postern_ipc::queue_agent::Destination;
 use postern_smtp::client::{Client, Event, Transaction};
 use postern_smtp::{EnhancedCode, Reply};
 
-use super::{Agent, ONE_BY_ONE, local_fault, shutting_down};
+use super::{Agent, local_fault, shutting_down};
 use crate::connection::{Connection, Given, NotOpened, TURN, Turn};
 use crate::routing::{Candidate, Endpoint, Refusal};
 
@@ -231,7 +231,7 @@ impl Agent {
                 (Event::Unusable { reply, remote }, attempt) => {
                     let given = connection.drop_first();
                     if !remote && given.is_some_and(|given| given.left_ahead()) {
-                        self.lanes.set_one_by_one(&connection.destination, now, now + ONE_BY_ONE);
+                        self.lanes.set_one_by_one(&connection.destination, now);
                     }
                     let Some(attempt) = attempt else { continue };
                     attempt.disconnected();
@@ -260,7 +260,7 @@ impl Agent {
         let (given, destination) = (connection.drop_first(), connection.destination.clone());
         let candidate = given.filter(|given| given.made).map(|_| connection.candidate.clone());
         if confused {
-            self.lanes.set_one_by_one(&destination, host.now(), host.now() + ONE_BY_ONE);
+            self.lanes.set_one_by_one(&destination, host.now());
         }
         if let Some(attempt) = given.and_then(|given| self.attempts.get_mut(&given.job)) {
             let job = attempt.job;
@@ -284,7 +284,7 @@ impl Agent {
         let takes_whole = connection.client.takes_whole();
         if connection.client.is_closed() && given.is_some_and(|given| given.left_ahead()) {
             // It broke, and perhaps by how it was sent: the next attempt must not fail for that again.
-            self.lanes.set_one_by_one(&connection.destination, host.now(), host.now() + ONE_BY_ONE);
+            self.lanes.set_one_by_one(&connection.destination, host.now());
         }
         given.into_iter().for_each(|given| self.report(host, given.job));
         // Not if there is a next one, even if all was said of it already.
