@@ -1,9 +1,11 @@
 //! What the scheduler says, done: questions to lookup, jobs to agents, records, reports, ends.
 
+use postern_address::Mailbox;
 use postern_daemon::Host;
 use postern_event::{Attempt, Event, Level, Status};
+use postern_ipc::RequestId;
 use postern_ipc::queue_agent::{FromAgent, Job, Outcome, Report, Target, ToAgent};
-use postern_ipc::queue_lookup::{Question, Say};
+use postern_ipc::queue_lookup::{self, Delivery, Question, Say};
 use postern_smtp::{EnhancedCode, Reply};
 use postern_spool::{DoneStatus, LogEntry, LogRecord, QueueId, ReadError, WriteError};
 
@@ -15,6 +17,8 @@ use crate::scheduler::{Action, AgentKind, BounceOrder, Order, Place, ReportKey, 
 
 /// Actions of one turn: then other events have their turn.
 const ACTIONS_A_TURN: usize = 500;
+/// Longest list of deliveries that is remembered for the next message to the same recipient.
+const WAYS_MAX: usize = 4;
 
 impl QueueManager {
     pub(crate) fn hear_lookup(&mut self, host: &mut Host) {
@@ -26,12 +30,30 @@ impl QueueManager {
                     continue;
                 }
             };
+            self.ways.answered(answer.id, worth_keeping(&answer.deliveries));
             if !self.scheduler.answer(answer.id, answer.deliveries, host.wall()) {
                 host.note(Level::Warning, "lookup answered what it was not asked");
             }
         }
+        self.miss_lookup();
+    }
+
+    /// Takes back what lookup was asked, if it is gone.
+    pub(crate) fn miss_lookup(&mut self) {
         if self.lookup.take_lost() {
             self.scheduler.lookup_lost();
+            self.ways.forget();
+        }
+    }
+
+    /// The scheduler's question, answered by what lookup said a moment ago or by lookup.
+    fn ask_lookup(&mut self, host: &mut Host, question: RequestId, recipient: Mailbox) {
+        if let Some(ways) = self.ways.get(&recipient, host.now()) {
+            self.scheduler.answer(question, Ok(ways.clone()), host.wall());
+        } else if self.lookup.send(host, &Question { id: question, recipient: recipient.clone() }) {
+            self.ways.asked(question, recipient, host.now());
+        } else {
+            self.miss_lookup();
         }
     }
 
@@ -86,13 +108,7 @@ impl QueueManager {
             let Some(action) = self.scheduler.next(host.wall()) else { return false };
             match action {
                 Action::Load(id) => self.load(host, id),
-                Action::Ask { question, recipient } => {
-                    if !self.lookup.send(host, &Question { id: question, recipient })
-                        && self.lookup.take_lost()
-                    {
-                        self.scheduler.lookup_lost();
-                    }
-                }
+                Action::Ask { question, recipient } => self.ask_lookup(host, question, recipient),
                 Action::Start(order) => self.start_job(host, order),
                 Action::Record(id, place, log) => self.record(host, id, place, log),
                 Action::Tell(told) => tell(host, &told),
@@ -334,6 +350,14 @@ fn removals(replay: &Replay, stored: &postern_spool::Stored, place: Place) -> Ve
         what: LogEntry::Done { recipient, address: None, status: DoneStatus::Removed },
     };
     replay.unfinished(stored).map(removed).collect()
+}
+
+/// What the next message to the same recipient may be sent by. Where nobody can be reached lookup is asked again:
+/// that is what an operator repairs.
+fn worth_keeping(deliveries: &Result<Vec<Delivery>, String>) -> Option<Vec<Delivery>> {
+    let fails = |delivery: &Delivery| matches!(delivery.action, queue_lookup::Action::Fail(_));
+    let ways = deliveries.as_ref().ok()?;
+    (ways.len() <= WAYS_MAX && !ways.iter().any(fails)).then(|| ways.clone())
 }
 
 fn ours(reply: Reply) -> Report {

@@ -6,13 +6,14 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use mio::Token;
+use postern_address::Mailbox;
 use postern_config::QueuePart;
 use postern_daemon::{Handles, Host, Port, Program, StartError};
 use postern_event::{Event, Level};
 use postern_ipc::control::{QueueRequest, Reply as Answer};
 use postern_ipc::queue_agent::{FromAgent, ToAgent};
 use postern_ipc::supervise::Handle;
-use postern_ipc::{Peer, Role, queue_lookup};
+use postern_ipc::{Peer, Recent, Role, queue_lookup};
 use postern_spool::{IdAllocator, QueueId, ReadError, Slot, Writer, WriterDirs};
 
 use crate::copier::Copier;
@@ -47,6 +48,8 @@ pub struct QueueManager {
     pub(crate) last_write: u64,
     pub(crate) ids: IdAllocator,
     pub(crate) lookup: Port<queue_lookup::Question, queue_lookup::Say>,
+    /// Ways that lookup showed a moment ago.
+    pub(crate) ways: Recent<Mailbox, Vec<queue_lookup::Delivery>>,
     pub(crate) agents: [Port<ToAgent, FromAgent>; 3],
     watcher: Option<(Watcher, Token)>,
     janitor: Janitor,
@@ -116,9 +119,7 @@ impl Program for QueueManager {
     fn linked(&mut self, host: &mut Host, peer: Peer, socket: OwnedFd) {
         if peer.role == Role::Lookup {
             self.lookup.connect(host, socket);
-            if self.lookup.take_lost() {
-                self.scheduler.lookup_lost();
-            }
+            self.miss_lookup();
             if self.lookup.is_connected() {
                 self.scheduler.lookup_linked();
             }
@@ -183,6 +184,7 @@ impl Program for QueueManager {
     }
 
     fn reload(&mut self, host: &mut Host, config: QueuePart) {
+        self.ways.forget();
         self.scheduler.set_limits(Limits::from((&config.limits, config.connections)));
         self.config = config;
         let _ = host;
@@ -202,6 +204,7 @@ impl Program for QueueManager {
             QueueRequest::List => return self.operators.list(host, connection),
             QueueRequest::Show(id) => self.show(id),
             QueueRequest::Flush(id) => {
+                self.ways.forget();
                 let found = self.scheduler.flush(id);
                 for agent in &mut self.agents {
                     // An agent that is not there has nothing to forget.
@@ -282,6 +285,7 @@ impl QueueManager {
             last_write: 0,
             ids: IdAllocator::new(Slot::QUEUE_MANAGER),
             lookup: Port::new(host, Peer::only(Role::Lookup)),
+            ways: Recent::default(),
             agents: AgentKind::ALL.map(|kind| Port::new(host, Peer::only(kind.role()))),
             watcher,
             janitor: Janitor::start(janitor, wake(host))?,

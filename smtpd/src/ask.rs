@@ -64,7 +64,7 @@ impl Worker {
         }
     }
 
-    /// May this recipient come in? The answer comes by [`Worker::answered`].
+    /// May this recipient come in? The answer comes by [`Worker::answered`], or was yes a moment ago.
     pub(crate) fn ask_recipient(
         &mut self,
         host: &mut Host,
@@ -73,8 +73,11 @@ impl Worker {
         recipient: Mailbox,
     ) {
         let authenticated = matches!(connection.session.identity(), Identity::User(_));
-        let ask = Ask::Recipient(Incoming { client: connection.address, authenticated, recipient });
-        self.send_to_lookup(host, connection, ticket, ask);
+        let incoming = Incoming { client: connection.address, authenticated, recipient };
+        if self.let_in.get(&incoming, host.now()).is_some() {
+            return self.guard_accepted(host, connection, ticket);
+        }
+        self.send_to_lookup(host, connection, ticket, Ask::Recipient(incoming));
     }
 
     fn send_to_lookup(&mut self, host: &mut Host, connection: &mut Connection, ticket: u16, ask: Ask) {
@@ -87,8 +90,12 @@ impl Worker {
 
     /// False when it cannot be asked.
     pub(crate) fn ask_lookup(&mut self, host: &mut Host, id: RequestId, ask: Ask) -> bool {
+        let incoming = if let Ask::Recipient(incoming) = &ask { Some(incoming.clone()) } else { None };
         let asked = self.unanswered < UNANSWERED_MAX && self.lookup.send(host, &ToLookup { id, ask });
         self.unanswered += usize::from(asked);
+        if let (true, Some(incoming)) = (asked, incoming) {
+            self.let_in.asked(id, incoming, host.now());
+        }
         asked
     }
 

@@ -171,6 +171,7 @@ impl Program for Smtpd {
     /// Sessions under way keep what they were told at their beginning; timeouts are ours and change.
     fn reload(&mut self, _host: &mut Host, config: SmtpdPart) {
         self.config = config;
+        self.worker.let_in.forget();
         self.worker.hops_max = self.config.limits.hops;
         self.worker.room.reserve = self.config.reserve;
         self.worker.timeouts = Timeouts::of(&self.config.limits);
@@ -250,6 +251,7 @@ impl Smtpd {
     fn hear_lookup(&mut self, host: &mut Host) {
         while let Some((answer, _)) = self.worker.lookup.receive(host) {
             self.worker.unanswered = self.worker.unanswered.saturating_sub(1);
+            self.worker.let_in.answered(answer.id, refusal::is_let_in(&answer.say).then_some(()));
             let (key, ticket) = Key::of_request(answer.id);
             match living(&mut self.connections, key) {
                 Some(connection) => self.worker.answered(host, connection, ticket, answer.say),
@@ -273,6 +275,7 @@ impl Smtpd {
             return;
         }
         self.worker.unanswered = 0;
+        self.worker.let_in.forget();
         self.explanations.pass(host.now(), true);
         for (_, connection) in &mut self.connections {
             self.worker.tables_lost(host, connection);

@@ -1,6 +1,6 @@
 //! What clients are told when it is not theirs to decide: the words for other programs' verdicts.
 
-use postern_ipc::smtpd_lookup::Verdict;
+use postern_ipc::smtpd_lookup::{Say, Verdict};
 use postern_smtp::Reply;
 use postern_smtp::server::Answer;
 use postern_spool::WriteError;
@@ -17,6 +17,11 @@ pub(crate) fn answer(verdict: Verdict) -> Answer {
         // An "error:" that is none would be a 250 in disguise.
         Verdict::Rejected(_) | Verdict::Unavailable(_) => Answer::Refused(lookup_failure()),
     }
+}
+
+/// lookup lets a recipient in.
+pub(crate) fn is_let_in(say: &Say) -> bool {
+    matches!(say, Say::Recipient(Verdict::Local | Verdict::Relay))
 }
 
 /// lookup is gone, too busy, or cannot tell.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use postern_config::SmtpLimits;
 use postern_daemon::{Host, Port};
 use postern_event::{Event, Level};
-use postern_ipc::{smtpd_lookup, smtpd_verify};
+use postern_ipc::{Recent, smtpd_lookup, smtpd_verify};
 use postern_smtp::Reply;
 use postern_smtp::server::{Action, Answer, Finished, Output, Phase, Rejected, Session};
 use postern_spool::{Completion, IdAllocator, NewMessage, STREAM_ABOVE, Writer};
@@ -68,6 +68,8 @@ pub(crate) struct Worker {
     pub(crate) counters: Counters,
     /// Questions to lookup without an answer.
     pub(crate) unanswered: usize,
+    /// Mail that lookup let in a moment ago.
+    pub(crate) let_in: Recent<smtpd_lookup::Incoming, ()>,
     /// Messages handed to the writer and not completed, and open streams.
     pub(crate) writing: usize,
     /// Connections with something to say at the end of the turn.
@@ -119,6 +121,7 @@ impl Worker {
             abuse,
             counters: Counters::default(),
             unanswered: 0,
+            let_in: Recent::default(),
             writing: 0,
             dirty: Vec::new(),
             runnable: VecDeque::new(),

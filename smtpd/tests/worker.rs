@@ -5,6 +5,7 @@
 mod rig;
 
 use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use postern_config::{Service, SmtpLimits};
@@ -143,6 +144,29 @@ fn lookup_silent_or_gone_is_a_451_and_a_new_one_is_asked() {
     let begun = Instant::now();
     while client.say("RCPT TO:<u@v.test>\r\n")[0] != "250 2.1.5 Ok" {
         assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+}
+
+#[test]
+fn what_lookup_said_is_remembered_for_a_moment() {
+    let rig = plain();
+    let mut client = rig.greeted();
+    client.say("MAIL FROM:<a@x.test>\r\n");
+    let begun = Instant::now();
+    assert_eq!(client.say("RCPT TO:<c@v.test>\r\n")[0], "250 2.1.5 Ok");
+    let mut again = 0;
+    while client.say("RCPT TO:<c@v.test>\r\n")[0] == "250 2.1.5 Ok" {
+        again += 1;
+        client.say("RSET\r\n");
+        client.say("MAIL FROM:<a@x.test>\r\n");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{again} times, and not asked again");
+    }
+    assert_eq!(rig::CHANGING.load(Ordering::Relaxed), 2, "asked at first and when the second was over");
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    // What was refused is asked each time.
+    for asked in 3..6 {
+        client.say("RCPT TO:<c@v.test>\r\n");
+        assert_eq!(rig::CHANGING.load(Ordering::Relaxed), asked);
     }
 }
 

@@ -3,9 +3,13 @@
 
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::unistd::{User, geteuid};
 use postern_tests::{Builder, System, maildir, message};
+
+/// How long a changed file may go unheeded before the test has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The account that gets the mail: `nobody` under root, the caller otherwise.
 fn account() -> User {
@@ -111,6 +115,30 @@ fn an_alias_that_changes_is_heeded_at_once() {
         system.finished(&id);
     }
     assert_eq!((system.maildir("u@v.test").len(), system.maildir("w@v.test").len()), (1, 2));
+}
+
+/// Without a reload, and though mail for the same recipients comes all the time.
+#[test]
+fn an_alias_file_that_is_written_is_read() {
+    let (system, _home) = start(with_local("maildir:{directory}/homes/{user}/Maildir"), "one: u@v.test\n");
+    let mut client = system.smtp();
+    let mut send = |to: &str| client.send("a@x.test", &[to], &message("again"));
+    let begun = Instant::now();
+    system.finished(&send("one@l.test").unwrap());
+    std::fs::write(system.directory().join("aliases"), "two: w@v.test\n").unwrap();
+    while let Ok(id) = send("one@l.test") {
+        system.finished(&id);
+        assert!(begun.elapsed() < PATIENCE, "the name that is gone is still taken");
+    }
+    let id = send("two@l.test").unwrap();
+    system.finished(&id);
+    assert_eq!(system.maildir("w@v.test").len(), 1);
+    std::fs::write(system.directory().join("aliases"), "two: x@v.test\n").unwrap();
+    while system.maildir("x@v.test").is_empty() {
+        let id = send("two@l.test").unwrap();
+        system.finished(&id);
+        assert!(begun.elapsed() < PATIENCE, "the mail still goes where it went");
+    }
 }
 
 /// A mailbox that cannot be written keeps the mail waiting, and is delivered when it can.

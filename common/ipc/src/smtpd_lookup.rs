@@ -49,7 +49,7 @@ pub struct Named {
 }
 
 /// Mail for one recipient.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Incoming {
     /// Who wants to send.
     pub client: IpAddr,

@@ -6,7 +6,7 @@
 //!     the rules says, and where a recipient's mail goes (at delivery, so that a corrected alias or route repairs queued mail). Tables
 //!     are the configuration, the aliases file, text tables, and the system's users by the name service.
 //!     Files are read again when they change, at most once a second they are looked at; no newaliases, no
-//!     reload is needed.
+//!     reload is needed. Those who ask keep a yes, and a way, for a second more.
 //!
 //! TALKS TO
 //!     The workers of smtpd ([`postern_ipc::smtpd_lookup`]) and queue-manager

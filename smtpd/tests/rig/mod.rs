@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ pub(crate) struct Rig {
     /// Questions that lookup heard and did not answer: local parts that begin with `s`.
     pub(crate) silent: Arc<Mutex<Vec<Question>>>,
 }
+
+/// How often lookup was asked for a local part that begins with `c`.
+pub(crate) static CHANGING: AtomicUsize = AtomicUsize::new(0);
 
 /// Limits for tests.
 pub(crate) fn limits() -> SmtpLimits {
@@ -325,7 +329,8 @@ impl<S: Read + Write> Client<S> {
     }
 }
 
-/// lookup: `x…` does not exist, `r…` may not be relayed, `s…` is not answered, all else is local.
+/// lookup: `x…` does not exist, `r…` may not be relayed, `s…` is not answered, `c…` exists the first time alone,
+/// all else is local.
 pub(crate) fn lookup(silent: Arc<Mutex<Vec<Question>>>) -> OwnedFd {
     let (ours, theirs) = blocking::pair().unwrap();
     std::thread::spawn(move || {
@@ -337,6 +342,7 @@ pub(crate) fn lookup(silent: Arc<Mutex<Vec<Question>>>) -> OwnedFd {
                     silent.lock().unwrap().push(question);
                     continue;
                 }
+                b'c' if CHANGING.fetch_add(1, Ordering::Relaxed) > 0 => Verdict::UnknownUser,
                 b'x' => Verdict::UnknownUser,
                 b'r' => Verdict::RelayDenied,
                 _ => Verdict::Local,
