@@ -392,7 +392,7 @@ impl System {
         let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
         // A writer's blanks are nothing yet.
         let blank = |name: &String| {
-            name.starts_with('.') && directory.join(name).metadata().is_ok_and(|m| m.len() == 0)
+            name.starts_with('.') && postern_spool::is_blank(&directory.join(name)).unwrap_or(true)
         };
         let mut names: Vec<_> = names.filter(|name| !blank(name)).collect();
         names.sort();

@@ -88,9 +88,20 @@ pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops, first: boo
     }
 }
 
-/// Moves a committed file to where the queue-manager looks. Nothing depends on its success: the messages
-/// are safe in `tmp/`, and the queue-manager takes what stays there when we have closed it.
-pub(crate) fn publish(ops: &Ops, tmp: &Directory<'_>, new: &Directory<'_>, file: &Output, id: QueueId) {
+/// Moves a committed file to where the queue-manager looks, without what was prepared behind its `end` and not used.
+/// Nothing depends on its success: the messages are safe in `tmp/`, and the queue-manager takes what stays there when
+/// we have closed it; and zeros behind the end mean nothing to a reader.
+pub(crate) fn publish(
+    ops: &Ops,
+    tmp: &Directory<'_>,
+    new: &Directory<'_>,
+    file: &Output,
+    id: QueueId,
+    end: u64,
+) {
+    if end < file.prepared() {
+        let _ = ops.cut(file, end);
+    }
     let _ = ops.rename((tmp, file.name()), (new, &id.to_string()));
 }
 
@@ -232,16 +243,17 @@ impl Committer<'_> {
     /// Cuts off a part that failed. The sync makes that last; of the parts before nothing is left to be synced. While
     /// it is not certain the file stays in `tmp/`, where recovery looks at every part.
     fn give_up(&self, file: &Growing) {
-        let cut = self.ops.cut(&file.file, file.end).and_then(|()| self.ops.sync(&file.file));
+        let cut = self.ops.cut(&file.file, file.end).and_then(|()| self.ops.settle(&file.file));
         if cut.is_ok() {
-            publish(self.ops, &self.tmp, &self.new, &file.file, file.id);
+            publish(self.ops, &self.tmp, &self.new, &file.file, file.id, file.end);
         }
     }
 
     /// The file in hand, if there is one, gets no more parts.
     fn hand_over(&mut self) {
-        if let Some(Growing { file, id, .. }) = self.kept.take() {
-            publish(self.ops, &self.tmp, &self.new, &file, id);
+        if let Some(Growing { file, id, end, .. }) = self.kept.take() {
+            self.shared.blanks.used(end);
+            publish(self.ops, &self.tmp, &self.new, &file, id, end);
         }
     }
 }

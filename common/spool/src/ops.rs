@@ -32,6 +32,9 @@ pub enum Operation<'a> {
     Unlink(&'static str, &'a str),
 }
 
+/// What files are prepared with, a piece of it.
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
 /// Sees each operation before it is made; an error is what the operation then reports.
 pub type Probe = Arc<dyn Fn(&Operation<'_>) -> io::Result<()> + Send + Sync>;
 
@@ -51,11 +54,18 @@ pub(crate) struct Directory<'a> {
 pub(crate) struct Output {
     file: File,
     name: String,
+    /// So many zeros were written and synced, and with them its inode.
+    prepared: u64,
 }
 
 impl Output {
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How many zeros it began with.
+    pub(crate) fn prepared(&self) -> u64 {
+        self.prepared
     }
 }
 
@@ -66,7 +76,7 @@ impl Ops {
         self.probe(&Operation::Create(directory.label, &name))?;
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(directory.fd, name.as_str(), flags, mode)?;
-        let output = Output { file: fd.into(), name };
+        let output = Output { file: fd.into(), name, prepared: 0 };
         if let Err(error) = fchmod(output.file.as_fd(), mode) {
             self.discard(directory, &output.name);
             return Err(error.into());
@@ -121,9 +131,30 @@ impl Ops {
         let _ = postern_sys::start_writeback(output.file.as_fd(), 0, 0);
     }
 
-    /// Puts a file on stable storage. fsync and not fdatasync: the latter need not write the mode, and a
-    /// new file has to write its inode for the size anyway.
+    /// Puts a file on stable storage. A new file needs fsync, since fdatasync need not write the mode. Of one that was
+    /// prepared the mode is there, and so are its blocks: what was written into them is all that is left to do.
     pub(crate) fn sync(&self, output: &Output) -> io::Result<()> {
+        self.probe(&Operation::Sync(&output.name))?;
+        if output.prepared > 0 { output.file.sync_data() } else { output.file.sync_all() }
+    }
+
+    /// Writes the first `octets` of an empty file with zeros, so that it has its blocks; [`Ops::settle`] follows. Where
+    /// they do not go it stays empty.
+    pub(crate) fn prepare(&self, output: &mut Output, octets: u64) -> io::Result<()> {
+        let whole = octets as usize / ZEROS.len();
+        let rest = ZEROS.get(..octets as usize % ZEROS.len()).unwrap_or(&[]);
+        let mut slices = vec![IoSlice::new(&ZEROS); whole];
+        slices.push(IoSlice::new(rest));
+        if self.write(output, &mut slices, 0).is_err() {
+            return self.cut(output, 0);
+        }
+        output.prepared = octets;
+        self.begin(output);
+        Ok(())
+    }
+
+    /// Puts a file on stable storage with all of its inode.
+    pub(crate) fn settle(&self, output: &Output) -> io::Result<()> {
         self.probe(&Operation::Sync(&output.name))?;
         output.file.sync_all()
     }

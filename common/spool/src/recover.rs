@@ -1,7 +1,7 @@
 //! What the queue-manager does with the spool's directories: list, adopt, sweep, set aside.
 
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -84,6 +84,11 @@ pub fn space(directory: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     Ok((stat.blocks_available().saturating_mul(stat.fragment_size()), files))
 }
 
+/// Whether a file holds nothing: no octets, or zeros alone.
+pub fn is_blank(path: &Path) -> io::Result<bool> {
+    holds_nothing(&File::open(path)?)
+}
+
 /// Lists a directory; oldest files first, since ids are ordered by time.
 pub fn list(directory: BorrowedFd<'_>) -> io::Result<Listing> {
     let mut listing = Listing::default();
@@ -118,7 +123,7 @@ pub fn age(directory: BorrowedFd<'_>, name: &str, now: SystemTime) -> io::Result
 }
 
 /// Looks through `tmp/`: what is whole and at least `adopt_after` old goes to `new/`, what is damaged to
-/// `corrupt/`, what is unfinished goes when it is empty or a day old. What a living writer has locked is left alone,
+/// `corrupt/`, what is unfinished goes when nothing is in it or it is a day old. What a living writer has locked is left alone,
 /// so at its own start the queue-manager need not wait: `adopt_after` may be zero.
 ///
 /// Of a file of several parts the last may be half written. It is cut off, since nobody was told that it was accepted:
@@ -203,7 +208,7 @@ fn rescue_one(
         (Found::Whole, None) => {}
         (Found::Unfinished, _) => {
             // A dead writer's blanks need not lie there for a day.
-            let blank = name.starts_with('.') && locked.metadata()?.len() == 0;
+            let blank = name.starts_with('.') && holds_nothing(&locked)?;
             if blank || age >= SWEEP_AFTER {
                 remove(tmp, name)?;
                 rescued.swept.push(name.to_owned());
@@ -285,6 +290,19 @@ fn lock(tmp: BorrowedFd<'_>, name: &str) -> io::Result<Option<File>> {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+fn holds_nothing(mut file: &File) -> io::Result<bool> {
+    let mut piece = [0; 4096];
+    loop {
+        let length = file.read(&mut piece)?;
+        if length == 0 {
+            return Ok(true);
+        }
+        if piece.iter().take(length).any(|octet| *octet != 0) {
+            return Ok(false);
+        }
     }
 }
 

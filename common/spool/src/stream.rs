@@ -44,6 +44,8 @@ struct Stream {
     file: Output,
     /// Octets of the body in the file.
     length: u64,
+    /// Behind the foot, when that is there.
+    end: u64,
     crc: u32,
     /// Octets written since the disk was last told to begin.
     lazy: usize,
@@ -125,8 +127,17 @@ impl Streamer<'_> {
     fn open(&mut self, serial: u64, token: u64, id: QueueId, unwritten: Arc<AtomicUsize>) {
         match self.shared.blanks.take() {
             Ok(file) => {
-                let stream =
-                    Stream { token, id, file, length: 0, crc: 0, lazy: 0, pending: Vec::new(), unwritten };
+                let stream = Stream {
+                    token,
+                    id,
+                    file,
+                    length: 0,
+                    end: 0,
+                    crc: 0,
+                    lazy: 0,
+                    pending: Vec::new(),
+                    unwritten,
+                };
                 self.streams.insert(serial, stream);
             }
             Err(error) => self.shared.report([failed(serial, token, id, error)]),
@@ -155,10 +166,10 @@ impl Streamer<'_> {
     }
 
     fn commit(&self, closing: &Closing) {
-        let Stream { token, id, file, .. } = &closing.stream;
+        let Stream { token, id, file, end, .. } = &closing.stream;
         let stream = Some(closing.serial);
         self.shared.report([Finished { token: *token, id: *id, stream, result: Ok(()) }]);
-        publish(self.ops, &self.tmp, &self.new, file, *id);
+        publish(self.ops, &self.tmp, &self.new, file, *id, *end);
     }
 }
 
@@ -198,6 +209,7 @@ impl Stream {
         let (head, tail) = close(Place::alone(id), offset + length, index, 1)?;
         by.ops.write(&self.file, &mut [IoSlice::new(&tail)], offset + length)?;
         by.ops.write(&self.file, &mut [IoSlice::new(&head)], 0)?;
+        self.end = offset + length + tail.len() as u64;
         Ok(())
     }
 

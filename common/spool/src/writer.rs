@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, fstatfs};
+
 use crate::blanks::Blanks;
 use crate::commit::Keep;
 use crate::envelope::Envelope;
@@ -31,10 +33,20 @@ const BLANKS: usize = 16;
 /// delivery takes these are nothing. A client on the same machine or the next comes back within a millisecond.
 const KEEP: Keep = Keep { quiet: Duration::from_millis(2), longest: Duration::from_millis(5), parts: 16 };
 
+/// Until the writer is dropped, or the file is full.
+const FOREVER: Keep =
+    Keep { quiet: Duration::from_secs(3600), longest: Duration::from_secs(3600), parts: u32::MAX };
+
 /// As many threads and files as serve well.
-const FULL: Crew = Crew { committers: COMMITTERS, streamers: STREAMERS, blanks: BLANKS, keep: Some(KEEP) };
+const FULL: Crew = Crew {
+    committers: COMMITTERS,
+    streamers: STREAMERS,
+    blanks: BLANKS,
+    fill: Fill::WhereItHelps,
+    keep: Some(KEEP),
+};
 /// One of each, and a file for each batch: it is certain what shares a file.
-const SINGLE: Crew = Crew { committers: 1, streamers: 1, blanks: 1, keep: None };
+const SINGLE: Crew = Crew { committers: 1, streamers: 1, blanks: 1, fill: Fill::Never, keep: None };
 
 /// Messages of more octets than this are streamed to a file of their own.
 pub const STREAM_ABOVE: usize = 128 * 1024;
@@ -115,8 +127,34 @@ struct Crew {
     committers: usize,
     streamers: usize,
     blanks: usize,
+    fill: Fill,
     keep: Option<Keep>,
 }
+
+/// Whether blanks are filled with zeros.
+enum Fill {
+    Never,
+    /// Where a block that is there is written in its place: on ext4 and XFS. Others write it elsewhere anyway, or
+    /// nothing is known of them.
+    WhereItHelps,
+    Always,
+}
+
+impl Fill {
+    fn on(&self, directory: &OwnedFd) -> io::Result<bool> {
+        Ok(match self {
+            Self::Never => false,
+            Self::Always => true,
+            Self::WhereItHelps => {
+                let system = fstatfs(directory)?.filesystem_type();
+                system == EXT4_SUPER_MAGIC || system == XFS
+            }
+        })
+    }
+}
+
+/// Its name is not there for every libc.
+const XFS: FsType = FsType(0x5846_5342);
 
 /// What a thread does.
 type Run = dyn FnOnce(&Arc<Shared>, &WriterDirs, &Ops) + Send;
@@ -184,9 +222,22 @@ impl Writer {
         wake: impl Fn() + Send + Sync + 'static,
         probe: Probe,
     ) -> io::Result<Self> {
-        let long = Duration::from_secs(3600);
-        let keep = Some(Keep { quiet: long, longest: long, parts: u32::MAX });
-        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, Crew { keep, ..SINGLE })
+        Self::start_with(dirs, wake, Ops { probe: Some(probe) }, Crew { keep: Some(FOREVER), ..SINGLE })
+    }
+
+    /// As [`Writer::start_probed_keeping`], and files are filled in advance on any file system.
+    #[doc(hidden)]
+    pub fn start_probed_filling(
+        dirs: WriterDirs,
+        wake: impl Fn() + Send + Sync + 'static,
+        probe: Probe,
+    ) -> io::Result<Self> {
+        Self::start_with(
+            dirs,
+            wake,
+            Ops { probe: Some(probe) },
+            Crew { keep: Some(FOREVER), fill: Fill::Always, ..SINGLE },
+        )
     }
 
     /// As [`Writer::start_probed`], with all threads.
@@ -205,13 +256,13 @@ impl Writer {
         ops: Ops,
         crew: Crew,
     ) -> io::Result<Self> {
-        let Crew { committers, streamers, blanks, keep } = crew;
+        let Crew { committers, streamers, blanks, fill, keep } = crew;
         let shared = Arc::new(Shared {
             small: Mutex::default(),
             small_ready: Condvar::new(),
             small_full: Condvar::new(),
             streamers: (0..streamers).map(|_| Streamer::default()).collect(),
-            blanks: Blanks::new(blanks),
+            blanks: Blanks::new(blanks, fill.on(&dirs.tmp)?),
             finished: Mutex::default(),
             wake: Box::new(wake),
         });

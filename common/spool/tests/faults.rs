@@ -140,6 +140,46 @@ fn without_a_blank_nothing_is_taken() {
     }
 }
 
+/// The disk has no room for the zeros of a blank: then it is empty, as where they would not help. A sync of them that
+/// fails is one that the file cannot be trusted with.
+#[test]
+fn a_blank_that_cannot_be_filled() {
+    let filled = |operation: &Operation<'_>| match operation {
+        Operation::Write(_, _, slices) => slices.iter().all(|slice| slice.iter().all(|octet| *octet == 0)),
+        _ => false,
+    };
+    let desk = Desk::new();
+    let probe: Probe = Arc::new(move |o| if filled(o) { Err(Errno::ENOSPC.into()) } else { Ok(()) });
+    let mut writer = Writer::start_probed_filling(desk.dirs(), desk.waker(), probe).unwrap();
+    writer.submit(1, message(1, b"x"));
+    assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()));
+    drop(writer);
+    desk.holds("new", &message(1, b"x"));
+
+    let desk = Desk::new();
+    let (probe, _) = failing(|o| matches!(o, Operation::Sync(..)), Errno::EIO);
+    let gate = Gate::of(|o| matches!(o, Operation::Create(..)));
+    let held = gate.probe();
+    let probe: Probe = Arc::new(move |o| held(o).and_then(|()| probe(o)));
+    let mut writer = Writer::start_probed_filling(desk.dirs(), desk.waker(), probe).unwrap();
+    gate.reached();
+    writer.submit(1, message(1, b"x"));
+    gate.open();
+    let mut refused = 0;
+    for token in 2.. {
+        let Completion { result, .. } = desk.wait(&mut writer, 1).remove(0);
+        if result.is_ok() {
+            break;
+        }
+        refused += 1;
+        writer.submit(token, message(token, b"x"));
+    }
+    assert!(refused <= 1, "{refused} were refused for one file");
+    drop(writer);
+    assert_eq!(list(desk.fd("tmp")).unwrap(), Listing::default());
+    assert_eq!(desk.messages("new").len(), 1);
+}
+
 #[test]
 fn no_completion_follows_an_abort_even_of_a_failure() {
     let desk = Desk::new();
@@ -221,7 +261,7 @@ proptest! {
     fn any_operations_may_fail(
         faults in proptest::collection::btree_set(0usize..120, 0..25),
         pauses in proptest::collection::btree_set(0u64..30, 0..8),
-        parts: bool,
+        kind in 0usize..3,
     ) {
         let desk = Desk::in_memory();
         let count = AtomicUsize::new(0);
@@ -235,8 +275,13 @@ proptest! {
                 false => Ok(()),
             }
         });
-        let start = if parts { Writer::start_probed_keeping } else { Writer::start_probed };
-        let mut writer = start(desk.dirs(), desk.waker(), probe).unwrap();
+        let (dirs, wake) = (desk.dirs(), desk.waker());
+        let started = match kind {
+            0 => Writer::start_probed(dirs, wake, probe),
+            1 => Writer::start_probed_keeping(dirs, wake, probe),
+            _ => Writer::start_probed_filling(dirs, wake, probe),
+        };
+        let mut writer = started.unwrap();
         let mut done = Vec::new();
         for n in 0..30u64 {
             let sent = message(n, &vec![n as u8; n as usize * 50]);
@@ -319,11 +364,20 @@ fn a_blank_is_its_writers_while_that_lives() {
     let mut writer = desk.writer();
     writer.submit(1, message(1, b"x"));
     assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()));
-    let dead = desk.path("tmp", ".1.2.3");
-    std::fs::write(&dead, b"").unwrap();
+    std::fs::write(desk.path("tmp", ".1.2.3"), b"").unwrap();
+    std::fs::write(desk.path("tmp", ".1.2.4"), [0; 9000]).unwrap();
+    let mut begun = [0; 9000];
+    begun[8999] = 1;
+    std::fs::write(desk.path("tmp", ".1.2.5"), begun).unwrap();
+    let rescued =
+        rescue(desk.fd("tmp"), desk.fd("new"), desk.fd("corrupt"), Duration::ZERO, SystemTime::now());
+    let swept = [".1.2.3", ".1.2.4"].map(str::to_owned).to_vec();
+    let mut rescued = rescued.unwrap();
+    rescued.swept.sort();
+    assert_eq!(rescued, Rescued { swept, ..Rescued::default() });
     let days = SystemTime::now() + 3 * SWEEP_AFTER;
     let rescued = rescue(desk.fd("tmp"), desk.fd("new"), desk.fd("corrupt"), ADOPT_AFTER, days).unwrap();
-    assert_eq!(rescued, Rescued { swept: vec![".1.2.3".into()], ..Rescued::default() });
+    assert_eq!(rescued, Rescued { swept: vec![".1.2.5".into()], ..Rescued::default() });
     for n in 2..40 {
         writer.submit(n, message(n, b"x"));
         assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()));

@@ -50,6 +50,55 @@ fn rescue_now(desk: &Desk) -> Rescued {
     rescue(desk.fd("tmp"), desk.fd("new"), desk.fd("corrupt"), Duration::ZERO, SystemTime::now()).unwrap()
 }
 
+/// What was prepared and not used is cut off when a file is moved; a crash may leave it.
+#[test]
+fn zeros_behind_the_end_mean_nothing() {
+    let desk = Desk::new();
+    let mut bytes = three_parts(&desk);
+    let end = bytes.len();
+    bytes.resize(end + 70_000, 0);
+    let alone = id(7);
+    let mut writer = desk.probed(Arc::new(|_| Ok(())));
+    writer.submit(7, message(7, b"of a file of one part"));
+    desk.wait(&mut writer, 1);
+    drop(writer);
+    let zeros = std::fs::metadata(desk.path("new", alone)).unwrap().len() + 70_000;
+    std::fs::File::options().write(true).open(desk.path("new", alone)).unwrap().set_len(zeros).unwrap();
+    std::fs::write(desk.path("new", id(0)), &bytes).unwrap();
+    let held = |message| LogRecord { message, what: LogEntry::Held };
+    for (name, messages) in [(id(0), 5), (alone, 1)] {
+        let mut file = desk.open("new", name);
+        assert_eq!((file.messages().len(), file.log().len()), (messages, 0));
+        assert!(matches!(file.log_tail().unwrap(), LogTail::Torn(_)));
+        file.append(&[held(0)]).unwrap();
+        let read = desk.open("new", name);
+        assert_eq!((read.log(), read.log_tail().unwrap()), (&[held(0)][..], LogTail::Clean));
+    }
+
+    // As a writer that died leaves it.
+    std::fs::write(desk.path("tmp", ".1.2.3"), &bytes).unwrap();
+    std::fs::remove_file(desk.path("new", id(0))).unwrap();
+    assert_eq!(rescue_now(&desk), Rescued { adopted: vec![id(0)], ..Rescued::default() });
+    assert_eq!(std::fs::metadata(desk.path("new", id(0))).unwrap().len(), end as u64);
+}
+
+#[test]
+fn what_is_prepared_is_as_much_as_was_used() {
+    let desk = Desk::new();
+    let mut writer = Writer::start_probed_filling(desk.dirs(), desk.waker(), Arc::new(|_| Ok(()))).unwrap();
+    for n in 0..3 {
+        writer.submit(n, message(n, &[b'x'; 5000]));
+        assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()));
+    }
+    let growing = list(desk.fd("tmp")).unwrap().others;
+    let sizes = growing.iter().map(|name| std::fs::metadata(desk.path("tmp", name)).unwrap().len());
+    assert!(sizes.clone().all(|size| size > 0), "{:?}", sizes.collect::<Vec<_>>());
+    drop(writer);
+    let [file] = list(desk.fd("new")).unwrap().files[..] else { panic!("not one file") };
+    let read = desk.open("new", file);
+    assert_eq!((read.messages().len(), read.log_tail().unwrap()), (3, LogTail::Clean));
+}
+
 #[test]
 fn what_comes_at_once_behind_another_shares_its_file() {
     let desk = Desk::new();

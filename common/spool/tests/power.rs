@@ -91,18 +91,22 @@ fn a_local_program_waits_for_its_message() {
 /// Messages that come one behind the other, in parts of one file.
 #[test]
 fn a_run_of_the_writer_in_parts() {
-    let (events, sent) = record_in_turns(0);
-    let syncs = events.iter().filter(|event| matches!(event, Event::Sync(_))).count();
-    assert!(syncs > 8, "{syncs} parts");
-    cut_everywhere(&events, &sent, 20);
+    for start in [Writer::start_probed_keeping as Start, Writer::start_probed_filling] {
+        let (events, sent) = record_in_turns(start, 0);
+        let syncs = events.iter().filter(|event| matches!(event, Event::Sync(_))).count();
+        assert!(syncs > 8, "{syncs} parts");
+        cut_everywhere(&events, &sent, 20);
+    }
 }
 
 /// One of them cannot be synced: it is cut off, and the file goes its way without it.
 #[test]
 fn a_run_of_the_writer_in_parts_of_which_one_fails() {
-    for fails in [2, 5] {
-        let (events, sent) = record_in_turns(fails);
-        assert_eq!(events.iter().filter(|event| matches!(event, Event::Cut(..))).count(), 1);
+    // The first sync of a file that is filled is that of its zeros.
+    let starts = [(Writer::start_probed_keeping as Start, [2, 5]), (Writer::start_probed_filling, [3, 6])];
+    for (start, fails) in starts.into_iter().flat_map(|(start, fails)| fails.map(|fails| (start, fails))) {
+        let (events, sent) = record_in_turns(start, fails);
+        assert!(events.iter().any(|event| matches!(event, Event::Cut(..))));
         let reported = events.iter().filter(|event| matches!(event, Event::Reported(_))).count();
         assert!((10..sent.len()).contains(&reported), "{reported} were taken");
         cut_everywhere(&events, &sent, 20);
@@ -112,8 +116,10 @@ fn a_run_of_the_writer_in_parts_of_which_one_fails() {
 /// That the simulation can fail here too: of one part alone the sync is missing.
 #[test]
 fn a_part_that_is_reported_too_early_is_caught() {
-    for skipped in [1, 4, 8] {
-        let (mut events, sent) = record_in_turns(0);
+    let starts =
+        [(Writer::start_probed_keeping as Start, [1, 4, 8]), (Writer::start_probed_filling, [2, 5, 9])];
+    for (start, skipped) in starts.into_iter().flat_map(|(start, skipped)| skipped.map(|n| (start, n))) {
+        let (mut events, sent) = record_in_turns(start, 0);
         let mut syncs = 0;
         events.retain(|event| {
             syncs += usize::from(matches!(event, Event::Sync(_)));
@@ -154,11 +160,11 @@ fn record_a_run(
 
 /// Runs a writer that keeps its file, and gives it one to three messages whenever what it had is reported. One of its
 /// syncs may fail.
-fn record_in_turns(fails: usize) -> (Vec<Event>, HashMap<QueueId, NewMessage>) {
+fn record_in_turns(start: Start, fails: usize) -> (Vec<Event>, HashMap<QueueId, NewMessage>) {
     let mut messages = (0..20).map(|n| message(n, &vec![n as u8; (n * 977 % 6000) as usize]));
     let turns = [1, 1, 3].into_iter().cycle().map(|some| messages.by_ref().take(some).collect::<Vec<_>>());
     let turns = turns.take_while(|turn| !turn.is_empty()).collect();
-    record(Writer::start_probed_keeping, fails, turns, |writer, sent| {
+    record(start, fails, turns, |writer, sent| {
         let first = message(100, b"first");
         sent.insert(first.id, first.clone());
         writer.submit(100, first);

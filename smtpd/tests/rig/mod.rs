@@ -16,7 +16,7 @@ use postern_config::{BareNewline, Limit, Limits, Listen, Reserve, Service, SmtpL
 use postern_ipc::smtpd_lookup::{Answer, Ask, Question, Say, Verdict};
 use postern_ipc::supervise::{FromChild, Handle, LogKind, ToChild};
 use postern_ipc::{Link, Peer, Role, blocking, encode_config, smtpd_keys, smtpd_verify};
-use postern_spool::{SpoolFile, Stored};
+use postern_spool::{SpoolFile, Stored, is_blank};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// How long anything may take before the test has failed.
@@ -238,7 +238,7 @@ impl Rig {
     /// Files in `tmp/` with something in them.
     pub(crate) fn unfinished(&self) -> usize {
         let files = std::fs::read_dir(self.spool.path().join("tmp")).unwrap();
-        files.filter(|file| file.as_ref().unwrap().metadata().is_ok_and(|m| m.len() > 0)).count()
+        files.filter(|file| is_blank(&file.as_ref().unwrap().path()).is_ok_and(|blank| !blank)).count()
     }
 
     /// Waits until the worker has logged a text: it writes at the end of a turn.

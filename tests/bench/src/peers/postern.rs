@@ -87,9 +87,10 @@ impl Peer for Postern {
         let directories = ["new", "drop", "cur"];
         let some = if moving { &directories[..2] } else { &directories[..] };
         let named: usize = some.iter().map(|directory| files(&spool.join(directory))).sum();
-        // Empty files in tmp/ are ready for messages to come.
+        // Others in tmp/ are ready for messages to come.
         let written = std::fs::read_dir(spool.join("tmp")).unwrap().flatten();
-        named + written.filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.len() > 0)).count()
+        named
+            + written.filter(|entry| postern_spool::is_blank(&entry.path()).is_ok_and(|blank| !blank)).count()
     }
 
     fn sendmail(&self) -> Command {
