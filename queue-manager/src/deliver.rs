@@ -1,13 +1,16 @@
 //! What the scheduler says, done: questions to lookup, jobs to agents, records, reports, ends.
 
-use postern_address::Mailbox;
+use postern_address::{Mailbox, ReversePath};
 use postern_daemon::Host;
 use postern_event::{Attempt, Event, Level, Status};
 use postern_ipc::RequestId;
 use postern_ipc::queue_agent::{FromAgent, Job, Outcome, Report, Target, ToAgent};
 use postern_ipc::queue_lookup::{self, Delivery, Question, Say};
+use postern_smtp::parameters::RcptParameters;
 use postern_smtp::{EnhancedCode, Reply};
-use postern_spool::{DoneStatus, LogEntry, LogRecord, QueueId, ReadError, WriteError};
+use postern_spool::{
+    BodyType, DoneStatus, LogEntry, LogRecord, Options, QueueId, ReadError, Timestamp, WriteError,
+};
 
 use crate::bounces;
 use crate::content::{self, Prepared};
@@ -19,6 +22,16 @@ use crate::scheduler::{Action, AgentKind, BounceOrder, Order, Place, ReportKey, 
 const ACTIONS_A_TURN: usize = 500;
 /// Longest list of deliveries that is remembered for the next message to the same recipient.
 const WAYS_MAX: usize = 4;
+
+/// What a job needs of a message's envelope.
+struct Needed {
+    arrival: Timestamp,
+    reverse_path: ReversePath,
+    body: BodyType,
+    options: Options,
+    /// For each target.
+    parameters: Vec<RcptParameters>,
+}
 
 impl QueueManager {
     pub(crate) fn hear_lookup(&mut self, host: &mut Host) {
@@ -155,19 +168,32 @@ impl QueueManager {
         let prepared = self.store.get(place.file).and_then(|file| {
             let stored = file.messages().get(usize::from(place.number));
             let stored = stored.ok_or_else(|| ReadError::Corrupt("no such message".into()))?;
-            let envelope = stored.envelope.clone();
+            let envelope = &stored.envelope;
             let beside = beside + order.parameters_size(&envelope.options);
-            Ok((content::prepare(file, place.number, beside)?, envelope))
+            // Not the envelope itself: a message to thousands has as many jobs.
+            let (targets, said) = ((0u32..).zip(&order.targets), &envelope.options);
+            let parameters = targets.map(|(n, (_, original))| order.parameters(n, said, original.as_ref()));
+            let needed = Needed {
+                arrival: envelope.arrival,
+                reverse_path: order
+                    .owner
+                    .clone()
+                    .map_or_else(|| envelope.reverse_path.clone(), ReversePath::Mailbox),
+                body: envelope.body,
+                options: order.options(said),
+                parameters: parameters.collect(),
+            };
+            Ok((content::prepare(file, place.number, beside)?, needed))
         });
-        let (prepared, envelope) = match prepared {
+        let (prepared, needed) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return self.unreadable(host, &order, place, &error),
         };
         let Prepared { content, descriptor, trace } = prepared;
         let mut targets = Vec::new();
-        for (index, (address, original)) in (0u32..).zip(&order.targets) {
+        for ((index, (address, original)), parameters) in (0u32..).zip(&order.targets).zip(needed.parameters)
+        {
             let Some(reply) = trace.refuses(self.config.hops, &order.destination, address) else {
-                let parameters = order.parameters(index, &envelope.options, original.as_ref());
                 let (recipient, original) = (address.clone(), original.clone());
                 targets.push(Target { index, recipient, original, parameters });
                 continue;
@@ -178,7 +204,7 @@ impl QueueManager {
                     id: order.id,
                     address: address.clone(),
                     original: original.clone(),
-                    arrival: envelope.arrival,
+                    arrival: needed.arrival,
                     scheduled: order.scheduled,
                     status: Status::Bounced,
                     reply: reply.clone(),
@@ -193,13 +219,13 @@ impl QueueManager {
         let job = Job {
             job: order.job,
             queue_id: order.id,
-            arrival: envelope.arrival,
+            arrival: needed.arrival,
             scheduled: order.scheduled,
-            options: Box::new(order.options(&envelope.options)),
-            reverse_path: order.owner.map_or(envelope.reverse_path, postern_address::ReversePath::Mailbox),
+            options: Box::new(needed.options),
+            reverse_path: needed.reverse_path,
             recipients: targets,
             destination: order.destination,
-            body: envelope.body,
+            body: needed.body,
             content,
         };
         let agent = &mut self.agents[order.agent as usize];

@@ -9,7 +9,15 @@ use crate::scheduler::{Order, Passing};
 impl Order {
     /// The message's options for this job.
     pub(crate) fn options(&self, all: &Options) -> Options {
-        let kept = Options { recipients: Vec::new(), held: false, hold_until: None, ..all.clone() };
+        let Options { smtputf8, ret, envid, deliver_by, priority, .. } = all;
+        let kept = Options {
+            smtputf8: *smtputf8,
+            ret: *ret,
+            envid: envid.clone(),
+            deliver_by: *deliver_by,
+            priority: *priority,
+            ..Options::default()
+        };
         if self.owner.is_some() {
             // A list's mail is a message of its own (RFC 3461 §5.2.7.1).
             return Options { ret: None, envid: None, deliver_by: None, ..kept };
