@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use postern_config::Config;
 use postern_spool::{
     BodyType, DIRECTORIES, DoneStatus, Found, LogTail, Origin, ReadError, RecipientState, SpoolFile, Stored,
+    is_blank,
 };
 use serde_json::{Value, json};
 
@@ -122,7 +123,7 @@ fn repair(spool: &Spool) -> Result<(Report, bool), Failure> {
         report.remark("tmp", &id.to_string(), "whole: moved to new/");
     }
     for name in &rescued.swept {
-        report.remark("tmp", name, "never finished, a day old: removed");
+        report.remark("tmp", name, "holds nothing, or was not finished for a day: removed");
     }
     for (name, why) in &rescued.set_aside {
         report.remark("tmp", name, &format!("{why}: moved to corrupt/"));
@@ -210,6 +211,10 @@ fn export(spool: &Spool, to: &Path) -> Result<(Report, bool), Failure> {
             Counts { files: listing.files.len(), others: listing.others.len(), ..Counts::default() };
         let names = listing.files.iter().map(ToString::to_string).chain(listing.others);
         for name in names {
+            // Made ready for a message that did not come.
+            if *label == "tmp" && is_blank(&spool.path.join(label).join(&name)).unwrap_or(false) {
+                continue;
+            }
             // What is behind the foot of a file in `drop/` is its owner's to invent.
             let opened = match *label {
                 "drop" => SpoolFile::open_dropped(directory.as_fd(), &name),

@@ -280,7 +280,8 @@ impl QueueManager {
             scheduler: Scheduler::new(Limits::from((&config.limits, config.connections)), seed),
             config,
             store: Store::new(cur, drop.try_clone()?, wake(host))?,
-            writer: Writer::start(WriterDirs { tmp, new: new.try_clone()? }, wake(host))?,
+            // Who called sendmail waits for drop/ alone, and for a report nobody.
+            writer: Writer::start_unhurried(WriterDirs { tmp, new: new.try_clone()? }, wake(host))?,
             writing: HashMap::new(),
             last_write: 0,
             ids: IdAllocator::new(Slot::QUEUE_MANAGER),

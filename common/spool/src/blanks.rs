@@ -105,7 +105,8 @@ impl Blanks {
         }
     }
 
-    /// How many to make now, and how far to fill them. When none could be made the next are tried when somebody waits again.
+    /// How many to make now, and how far to fill them. When none could be made the next are tried when somebody waits
+    /// again.
     fn next(&self) -> Option<(usize, u64)> {
         let mut state = lock(&self.state);
         loop {

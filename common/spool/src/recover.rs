@@ -123,8 +123,8 @@ pub fn age(directory: BorrowedFd<'_>, name: &str, now: SystemTime) -> io::Result
 }
 
 /// Looks through `tmp/`: what is whole and at least `adopt_after` old goes to `new/`, what is damaged to
-/// `corrupt/`, what is unfinished goes when nothing is in it or it is a day old. What a living writer has locked is left alone,
-/// so at its own start the queue-manager need not wait: `adopt_after` may be zero.
+/// `corrupt/`, what is unfinished goes when nothing is in it or it is a day old. What a living writer has locked is left
+/// alone, so at its own start the queue-manager need not wait: `adopt_after` may be zero.
 ///
 /// Of a file of several parts the last may be half written. It is cut off, since nobody was told that it was accepted:
 /// the parts before it are whole. One that was written and whose bodies are not right leaves a copy of the file in

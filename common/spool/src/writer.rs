@@ -204,6 +204,12 @@ impl Writer {
         Self::start_with(dirs, wake, Ops::default(), FULL)
     }
 
+    /// As [`Writer::start`], for messages whose senders wait for nothing: its files are not filled in advance, which is
+    /// one sync more for each of them.
+    pub fn start_unhurried(dirs: WriterDirs, wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
+        Self::start_with(dirs, wake, Ops::default(), Crew { fill: Fill::Never, ..FULL })
+    }
+
     /// As [`Writer::start`], with every file operation shown to `probe` first, and one committer and one
     /// streamer, and a file for each batch, so that it is certain what shares a file. For tests.
     #[doc(hidden)]

@@ -83,13 +83,14 @@ fn zeros_behind_the_end_mean_nothing() {
 }
 
 #[test]
-fn what_is_prepared_is_as_much_as_was_used() {
+fn what_is_prepared_and_not_used_is_cut_off() {
     let desk = Desk::new();
     let mut writer = Writer::start_probed_filling(desk.dirs(), desk.waker(), Arc::new(|_| Ok(()))).unwrap();
     for n in 0..3 {
         writer.submit(n, message(n, &[b'x'; 5000]));
         assert_eq!(desk.wait(&mut writer, 1)[0].result, Ok(()));
     }
+    // The one that gets more parts, and the next.
     let growing = list(desk.fd("tmp")).unwrap().others;
     let sizes = growing.iter().map(|name| std::fs::metadata(desk.path("tmp", name)).unwrap().len());
     assert!(sizes.clone().all(|size| size > 0), "{:?}", sizes.collect::<Vec<_>>());
