@@ -150,7 +150,7 @@ impl Name {
 
     /// Whether a message is on the disk, somehow, when it says 250: see [`Self::promises`].
     pub(crate) fn syncs(self) -> bool {
-        self != Self::Chasquid
+        !matches!(self, Self::Chasquid | Self::OpenSmtpd)
     }
 
     /// Whether the workload can be given to it.

@@ -15,7 +15,7 @@ use crate::machine::project;
 use crate::peers::{self, ADDRESS, Peer, files, guest};
 
 pub(super) const PROMISES: [&str; 3] = [
-    "the message: fsync of its file; envelope and names are left to the file system",
+    "**nothing** that strace sees: message and envelope are written and moved, without a sync",
     "fsync of the file before it is moved into `new/`",
     "the files are removed, without a sync",
 ];
