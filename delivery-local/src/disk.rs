@@ -8,16 +8,15 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, TMPFS_MAGIC, fstatfs};
 use nix::sys::utsname::uname;
 use nix::unistd::{fsync, syncfs};
+use postern_sys::XFS_SUPER_MAGIC;
 
 /// With fewer files each is synced by itself.
 const MANY: usize = 4;
 
 /// File systems of which syncfs(2) promises what fsync(2) does. Of others it does not: FUSE, for one, does not pass
 /// it on.
-const KNOWN: [FsType; 5] = [EXT4_SUPER_MAGIC, XFS, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC];
-
-/// Its name is not there for every libc.
-const XFS: FsType = FsType(0x5846_5342);
+const KNOWN: [FsType; 5] =
+    [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC];
 
 /// Since this kernel syncfs(2) tells of what could not be written.
 const TELLS: (u32, u32) = (5, 8);

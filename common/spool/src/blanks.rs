@@ -26,8 +26,6 @@ const SHARED_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR).union(Mode::S_IRGRP
 pub(crate) struct Blanks {
     /// How many are made ready; when half of them are taken the others are made again.
     most: usize,
-    /// Whether they are filled.
-    filled: bool,
     state: Mutex<State>,
     wanted: Condvar,
     made: Condvar,
@@ -42,19 +40,21 @@ struct State {
     failed: usize,
     error: Option<WriteError>,
     closed: bool,
-    extent: Extent,
+    /// None where they are not filled.
+    extent: Option<Extent>,
 }
 
 impl Blanks {
     /// None yet; [`Blanks::run`] makes them.
     pub(crate) fn new(most: usize, filled: bool) -> Self {
-        Self { most, filled, state: Mutex::default(), wanted: Condvar::new(), made: Condvar::new() }
+        let state = State { extent: filled.then(Extent::default), ..State::default() };
+        Self { most, state: Mutex::new(state), wanted: Condvar::new(), made: Condvar::new() }
     }
 
     /// A file that was a blank is done with: so much of it was used.
     pub(crate) fn used(&self, octets: u64) {
-        if self.filled {
-            lock(&self.state).extent.used(octets);
+        if let Some(extent) = &mut lock(&self.state).extent {
+            extent.used(octets);
         }
     }
 
@@ -89,7 +89,7 @@ impl Blanks {
     pub(crate) fn run(&self, ops: &Ops, tmp: &Directory<'_>) {
         let mut names = Names::new();
         while let Some((count, extent)) = self.next() {
-            let made = make(ops, tmp, &mut names, count, if self.filled { extent } else { 0 });
+            let made = make(ops, tmp, &mut names, count, extent);
             let mut state = lock(&self.state);
             match made {
                 Ok(files) => {
@@ -118,7 +118,7 @@ impl Blanks {
             if few || none {
                 state.error = None;
                 let count = self.most.saturating_sub(state.ready.len()).max(1);
-                return Some((count, state.extent.octets()));
+                return Some((count, state.extent.as_ref().map_or(0, Extent::octets)));
             }
             state = self.wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -182,7 +182,6 @@ impl Extent {
 
     /// It grows at once, and shrinks by a sixteenth from file to file.
     fn used(&mut self, octets: u64) {
-        let octets = octets.next_multiple_of(BLOCK);
         self.0 = if octets > Self::MOST { 0 } else { octets.max(self.0 - self.0 / 16) };
     }
 

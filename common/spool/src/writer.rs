@@ -9,7 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, fstatfs};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, fstatfs};
+use postern_sys::XFS_SUPER_MAGIC;
 
 use crate::blanks::Blanks;
 use crate::commit::Keep;
@@ -147,14 +148,11 @@ impl Fill {
             Self::Always => true,
             Self::WhereItHelps => {
                 let system = fstatfs(directory)?.filesystem_type();
-                system == EXT4_SUPER_MAGIC || system == XFS
+                system == EXT4_SUPER_MAGIC || system == XFS_SUPER_MAGIC
             }
         })
     }
 }
-
-/// Its name is not there for every libc.
-const XFS: FsType = FsType(0x5846_5342);
 
 /// What a thread does.
 type Run = dyn FnOnce(&Arc<Shared>, &WriterDirs, &Ops) + Send;

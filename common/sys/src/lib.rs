@@ -9,6 +9,9 @@
 mod descriptors;
 mod process;
 
+/// The number of XFS (statfs(2)), for which nix has no name with every libc.
+pub const XFS_SUPER_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x5846_5342);
+
 pub use descriptors::{accept, inherited, receive, sealed_file, send, start_writeback};
 pub use process::{
     ForkError, Forked, execute_attempt, fork_single_threaded, fork_worker, spawn, trace_attempt,
