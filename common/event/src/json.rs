@@ -1,39 +1,85 @@
 //! An event as one JSON object, with the keys of the text form.
 
+use std::fmt::Display;
+
 use postern_address::ReversePath;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde::ser::Serializer;
 
 use crate::event::{Attempt, Client, Event};
-use crate::text::{bare, cut};
-
-/// The keys of an event in their order, behind the head (`time`, `program`, `pid`, `level`, `event`).
-pub(crate) type Fields = Vec<(&'static str, Value)>;
+use crate::text::{FIELD_MAX, bare, cut};
 
 /// Appends the object and a line end.
 pub(crate) fn write(out: &mut Vec<u8>, time: &str, program: &str, pid: u32, event: &Event<'_>) {
-    let fields = fields(event);
-    let mut head: Fields = vec![("time", text(time)), ("program", text(program))];
+    let mut object = Object::begin(out);
+    object.shown("time", time);
+    object.shown("program", program);
     // The process that an event tells of is told instead of the one that tells it.
-    if !fields.iter().any(|(key, _)| *key == "pid") {
-        head.push(("pid", json!(pid)));
+    if !matches!(event, Event::ProgramStarted { .. } | Event::ProgramDied { .. }) {
+        object.value("pid", pid);
     }
-    head.extend([("level", text(event.level().name())), ("event", text(event.name()))]);
-    for (n, (key, value)) in head.into_iter().chain(fields).enumerate() {
-        out.extend_from_slice(if n == 0 { b"{\"" } else { b",\"" });
-        out.extend_from_slice(key.as_bytes());
-        out.extend_from_slice(b"\":");
-        out.extend_from_slice(escaped(&value).as_bytes());
+    object.shown("level", event.level().name());
+    object.shown("event", event.name());
+    fields(&mut object, event);
+    object.end();
+    out.push(b'\n');
+}
+
+/// An object as it is written: a line is made for each thing that happens to a message, so nothing is made for it
+/// but its octets.
+struct Object<'a> {
+    out: &'a mut Vec<u8>,
+    next: u8,
+}
+
+impl<'a> Object<'a> {
+    fn begin(out: &'a mut Vec<u8>) -> Self {
+        Self { out, next: b'{' }
     }
-    out.extend_from_slice(b"}\n");
+
+    /// There is always a key.
+    fn end(self) {
+        self.out.push(b'}');
+    }
+
+    fn key(&mut self, key: &str) {
+        self.out.extend([self.next, b'"']);
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
+        self.next = b',';
+    }
+
+    /// A number, truth or list of numbers.
+    fn value(&mut self, key: &str, value: impl Serialize) {
+        self.key(key);
+        // Neither these nor writing to memory can fail.
+        let _ = serde_json::to_writer(&mut *self.out, &value);
+    }
+
+    /// A string.
+    fn shown(&mut self, key: &str, value: impl Display) {
+        self.key(key);
+        let begin = self.out.len();
+        let _ = serde_json::Serializer::new(&mut *self.out).collect_str(&value);
+        let written = self.out.get(begin..).unwrap_or_default();
+        // DEL; and C1 controls begin so.
+        if written.len() > FIELD_MAX || written.iter().any(|b| matches!(b, 0x7F | 0xC2)) {
+            self.out.truncate(begin);
+            self.out.extend_from_slice(escaped(&cut(&value.to_string())).as_bytes());
+        }
+    }
+
+    fn shown_if_known(&mut self, key: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.shown(key, value);
+        }
+    }
 }
 
 /// JSON lets DEL and the C1 controls stand as they are; a terminal obeys them.
-fn escaped(value: &Value) -> String {
-    let json = value.to_string();
-    if !json.chars().any(char::is_control) {
-        return json;
-    }
-    json.chars().fold(String::new(), |mut out, c| {
+fn escaped(text: &str) -> String {
+    let json = serde_json::Value::from(text).to_string();
+    json.chars().fold(String::with_capacity(json.len()), |mut out, c| {
         if c.is_control() {
             out.push_str(&format!("\\u{:04x}", u32::from(c)));
         } else {
@@ -44,29 +90,42 @@ fn escaped(value: &Value) -> String {
 }
 
 /// The fields of an event, its ids first. What is not known is left out.
-pub(crate) fn fields(event: &Event<'_>) -> Fields {
+fn fields(object: &mut Object<'_>, event: &Event<'_>) {
     match *event {
         Event::Started { version, configuration } => {
-            vec![("version", text(version)), ("configuration", text(configuration))]
+            object.shown("version", version);
+            object.shown("configuration", configuration);
         }
         Event::Listening { address, service } => {
-            vec![("address", shown(address)), ("service", text(service))]
+            object.shown("address", address);
+            object.shown("service", service);
         }
-        Event::Ready { milliseconds } => vec![("milliseconds", json!(milliseconds))],
-        Event::ProgramStarted { program, pid } => vec![("name", text(program)), ("pid", json!(pid))],
-        Event::ProgramDied { program, pid, how, restart_in_ms } => vec![
-            ("name", text(program)),
-            ("pid", json!(pid)),
-            ("how", text(how)),
-            ("restart_in_ms", json!(restart_in_ms)),
-        ],
-        Event::Reloaded { outcome: Ok(()) } => vec![("outcome", text("taken"))],
-        Event::Reloaded { outcome: Err(why) } => vec![("outcome", text("refused")), ("why", text(why))],
-        Event::Stopping | Event::Stopped => Vec::new(),
+        Event::Ready { milliseconds } => object.value("milliseconds", milliseconds),
+        Event::ProgramStarted { program, pid } => {
+            object.shown("name", program);
+            object.value("pid", pid);
+        }
+        Event::ProgramDied { program, pid, how, restart_in_ms } => {
+            object.shown("name", program);
+            object.value("pid", pid);
+            object.shown("how", how);
+            object.value("restart_in_ms", restart_in_ms);
+        }
+        Event::Reloaded { outcome: Ok(()) } => object.shown("outcome", "taken"),
+        Event::Reloaded { outcome: Err(why) } => {
+            object.shown("outcome", "refused");
+            object.shown("why", why);
+        }
+        Event::Stopping | Event::Stopped => {}
         Event::Sandboxed { landlock, seccomp, user } => {
-            vec![("user", text(user)), ("landlock", text(landlock)), ("seccomp", text(seccomp))]
+            object.shown("user", user);
+            object.shown("landlock", landlock);
+            object.shown("seccomp", seccomp);
         }
-        Event::LinkLost { peer, why } => vec![("peer", text(peer)), ("why", text(why))],
+        Event::LinkLost { peer, why } => {
+            object.shown("peer", peer);
+            object.shown("why", why);
+        }
         Event::Connect { .. }
         | Event::Disconnect { .. }
         | Event::Reject { .. }
@@ -74,156 +133,152 @@ pub(crate) fn fields(event: &Event<'_>) -> Fields {
         | Event::Accepted { .. }
         | Event::SpoolRefused { .. }
         | Event::LimitExceeded { .. }
-        | Event::Overload { .. } => session_fields(event),
-        Event::Active { id, from, size, nrcpt } => vec![
-            ("id", shown(id)),
-            ("from", text(from.as_str())),
-            ("size", json!(size)),
-            ("nrcpt", json!(nrcpt)),
-        ],
+        | Event::Overload { .. } => session_fields(object, event),
+        Event::Active { id, from, size, nrcpt } => {
+            object.shown("id", id);
+            object.shown("from", from.as_str());
+            object.value("size", size);
+            object.value("nrcpt", nrcpt);
+        }
         Event::PickedUp { id, uid, from } => {
-            vec![("id", shown(id)), ("uid", json!(uid)), ("from", text(from.as_str()))]
+            object.shown("id", id);
+            object.value("uid", uid);
+            object.shown("from", from.as_str());
         }
         Event::BounceQueued { id, bounce, told } => {
-            vec![("id", shown(id)), ("bounce", shown(bounce)), ("told", text(told))]
+            object.shown("id", id);
+            object.shown("bounce", bounce);
+            object.shown("told", told);
         }
-        Event::BounceDropped { id, why } => vec![("id", shown(id)), ("why", text(why))],
-        Event::Removed { id } => vec![("id", shown(id))],
+        Event::BounceDropped { id, why } => {
+            object.shown("id", id);
+            object.shown("why", why);
+        }
+        Event::Removed { id } => object.shown("id", id),
         Event::Operator { id, action } => {
-            let id = id.map(|id| ("id", shown(id)));
-            id.into_iter().chain([("action", text(action))]).collect()
+            object.shown_if_known("id", id);
+            object.shown("action", action);
         }
-        Event::Corrupt { file, why } => vec![("file", text(file)), ("why", text(why))],
-        Event::Recovered { files, messages, swept, milliseconds } => vec![
-            ("files", json!(files)),
-            ("messages", json!(messages)),
-            ("swept", json!(swept)),
-            ("milliseconds", json!(milliseconds)),
-        ],
-        Event::Delivery(ref attempt) => delivery_fields(attempt),
-        Event::Note { id, text: words, .. } => {
-            let id = id.map(|id| ("id", text(id)));
-            id.into_iter().chain([("text", text(words))]).collect()
+        Event::Corrupt { file, why } => {
+            object.shown("file", file);
+            object.shown("why", why);
+        }
+        Event::Recovered { files, messages, swept, milliseconds } => {
+            object.value("files", files);
+            object.value("messages", messages);
+            object.value("swept", swept);
+            object.value("milliseconds", milliseconds);
+        }
+        Event::Delivery(ref attempt) => delivery_fields(object, attempt),
+        Event::Note { id, text, .. } => {
+            object.shown_if_known("id", id);
+            object.shown("text", text);
         }
     }
 }
 
-fn session_fields(event: &Event<'_>) -> Fields {
+fn session_fields(object: &mut Object<'_>, event: &Event<'_>) {
     match *event {
         Event::Connect { session, client, proxy } => {
-            let mut fields = vec![("session", shown(session))];
-            push_client(&mut fields, client);
-            fields.extend(proxy.map(|proxy| ("proxy", shown(proxy))));
-            fields
+            object.shown("session", session);
+            put_client(object, client);
+            object.shown_if_known("proxy", proxy);
         }
         Event::Disconnect { session, client, messages, commands, milliseconds, why } => {
-            let mut fields = vec![("session", shown(session))];
-            push_client(&mut fields, client);
-            fields.extend([
-                ("messages", json!(messages)),
-                ("commands", json!(commands)),
-                ("milliseconds", json!(milliseconds)),
-                ("why", text(why)),
-            ]);
-            fields
+            object.shown("session", session);
+            put_client(object, client);
+            object.value("messages", messages);
+            object.value("commands", commands);
+            object.value("milliseconds", milliseconds);
+            object.shown("why", why);
         }
         Event::Reject { session, client, stage, reply, from, to, helo, proto } => {
-            let mut fields = vec![("session", shown(session))];
-            push_client(&mut fields, client);
-            fields.extend([("stage", text(stage)), ("code", json!(reply.code))]);
-            fields.extend(reply.enhanced.map(|code| ("dsn", shown(code))));
-            fields.push(("reply", shown(reply)));
-            push_circumstances(&mut fields, from, to, proto, helo);
-            fields
+            object.shown("session", session);
+            put_client(object, client);
+            object.shown("stage", stage);
+            object.value("code", reply.code);
+            object.shown_if_known("dsn", reply.enhanced);
+            object.shown("reply", reply);
+            put_circumstances(object, from, to, proto, helo);
         }
-        Event::Policy { session, client, stage, action, rule, line, text: words, from, to, helo, proto } => {
-            let mut fields = vec![("session", shown(session))];
-            push_client(&mut fields, client);
-            fields.extend([
-                ("stage", text(stage)),
-                ("action", text(action)),
-                ("rule", json!(rule)),
-                ("line", json!(line)),
-                ("text", text(words)),
-            ]);
-            push_circumstances(&mut fields, from, to, proto, helo);
-            fields
+        Event::Policy { session, client, stage, action, rule, line, text, from, to, helo, proto } => {
+            object.shown("session", session);
+            put_client(object, client);
+            object.shown("stage", stage);
+            object.shown("action", action);
+            object.value("rule", rule);
+            object.value("line", line);
+            object.shown("text", text);
+            put_circumstances(object, from, to, proto, helo);
         }
         Event::Accepted { id, session, client, from, size, nrcpt, message_id, forwarded } => {
-            let mut fields = vec![("id", shown(id)), ("session", shown(session))];
-            push_client(&mut fields, client);
-            fields.extend([("from", text(from.as_str())), ("size", json!(size)), ("nrcpt", json!(nrcpt))]);
-            fields.extend(message_id.map(|id| ("message_id", text(bare(id)))));
+            object.shown("id", id);
+            object.shown("session", session);
+            put_client(object, client);
+            object.shown("from", from.as_str());
+            object.value("size", size);
+            object.value("nrcpt", nrcpt);
+            object.shown_if_known("message_id", message_id.map(bare));
             if let Some(forwarded) = forwarded {
-                fields.extend(forwarded.ident.as_deref().map(|ident| ("orig_queue_id", text(ident))));
-                fields.extend(crate::text::original_client(forwarded).map(|c| ("orig_client", text(&c))));
-                fields.extend(forwarded.address.map(|address| ("orig_client_address", shown(address))));
-                fields.extend(forwarded.helo.as_deref().map(|helo| ("orig_helo", text(helo))));
-                fields.extend(forwarded.protocol.as_deref().map(|proto| ("orig_proto", text(proto))));
+                object.shown_if_known("orig_queue_id", forwarded.ident.as_deref());
+                object.shown_if_known("orig_client", crate::text::original_client(forwarded));
+                object.shown_if_known("orig_client_address", forwarded.address);
+                object.shown_if_known("orig_helo", forwarded.helo.as_deref());
+                object.shown_if_known("orig_proto", forwarded.protocol.as_deref());
             }
-            fields
         }
         Event::LimitExceeded { session, client, measure, scope, count, limit } => {
-            let mut fields = vec![("session", shown(session))];
-            push_client(&mut fields, client);
-            fields.extend([
-                ("measure", text(measure)),
-                ("scope", text(scope)),
-                ("count", json!(count)),
-                ("limit", json!(limit)),
-            ]);
-            fields
+            object.shown("session", session);
+            put_client(object, client);
+            object.shown("measure", measure);
+            object.shown("scope", scope);
+            object.value("count", count);
+            object.value("limit", limit);
         }
         Event::Overload { begins, sessions, most } => {
-            vec![("begins", json!(begins)), ("sessions", json!(sessions)), ("most", json!(most))]
+            object.value("begins", begins);
+            object.value("sessions", sessions);
+            object.value("most", most);
         }
         Event::SpoolRefused { session, id, error } => {
-            vec![("id", shown(id)), ("session", shown(session)), ("error", text(error))]
+            object.shown("id", id);
+            object.shown("session", session);
+            object.shown("error", error);
         }
-        _ => Vec::new(),
+        _ => {}
     }
 }
 
-fn push_client(fields: &mut Fields, client: Client<'_>) {
-    fields.push(("client", shown(client)));
-    fields.push(("client_address", shown(client.address)));
-    fields.extend(client.name.map(|name| ("client_name", text(name))));
+fn put_client(object: &mut Object<'_>, client: Client<'_>) {
+    object.shown("client", client);
+    object.shown("client_address", client.address);
+    object.shown_if_known("client_name", client.name);
 }
 
 /// What was said before a command was refused, or a rule did something.
-fn push_circumstances(
-    fields: &mut Fields,
+fn put_circumstances(
+    object: &mut Object<'_>,
     from: Option<&ReversePath>,
     to: Option<&str>,
     proto: &str,
     helo: Option<&str>,
 ) {
-    fields.extend(from.map(|from| ("from", text(from.as_str()))));
-    fields.extend(to.map(|to| ("to", text(to))));
-    fields.push(("proto", text(proto)));
-    fields.extend(helo.map(|helo| ("helo", text(helo))));
+    object.shown_if_known("from", from.map(ReversePath::as_str));
+    object.shown_if_known("to", to);
+    object.shown("proto", proto);
+    object.shown_if_known("helo", helo);
 }
 
-fn delivery_fields(attempt: &Attempt<'_>) -> Fields {
-    let seconds = |ms: u64| json!(ms as f64 / 1000.0);
+fn delivery_fields(object: &mut Object<'_>, attempt: &Attempt<'_>) {
+    let seconds = |ms: u64| ms as f64 / 1000.0;
     let total = attempt.delays.iter().fold(0u64, |sum, ms| sum.saturating_add(*ms));
-    let mut fields = vec![("id", shown(attempt.id)), ("to", text(attempt.to.as_str()))];
-    fields.extend(attempt.orig_to.map(|original| ("orig_to", text(original.as_str()))));
-    fields.extend([
-        ("relay", text(attempt.relay.unwrap_or("none"))),
-        ("delay", seconds(total)),
-        ("delays", Value::Array(attempt.delays.map(seconds).to_vec())),
-        ("dsn", Value::String(attempt.dsn())),
-        ("status", text(attempt.status.name())),
-        ("reply", shown(attempt.reply)),
-    ]);
-    fields
-}
-
-fn text(text: &str) -> Value {
-    Value::String(cut(text).into_owned())
-}
-
-fn shown(value: impl std::fmt::Display) -> Value {
-    text(&value.to_string())
+    object.shown("id", attempt.id);
+    object.shown("to", attempt.to.as_str());
+    object.shown_if_known("orig_to", attempt.orig_to.map(|original| original.as_str()));
+    object.shown("relay", attempt.relay.unwrap_or("none"));
+    object.value("delay", seconds(total));
+    object.value("delays", attempt.delays.map(seconds));
+    object.shown("dsn", attempt.dsn());
+    object.shown("status", attempt.status.name());
+    object.shown("reply", attempt.reply);
 }

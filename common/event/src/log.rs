@@ -1,6 +1,8 @@
 //! Where events go.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -39,12 +41,23 @@ pub struct Log {
     descriptor: OwnedFd,
     kind: LogKind,
     program: String,
+    pid: u32,
     gathered: VecDeque<u8>,
     /// Where each datagram of `gathered` ends: syslog takes one line at a time.
     lengths: VecDeque<usize>,
+    /// The line that is being made.
+    line: Vec<u8>,
+    clock: Clock,
     dropped: u64,
     broken: bool,
     asked: Option<Instant>,
+}
+
+/// The time as it stands in a line; all but the milliseconds is made once a second.
+#[derive(Debug, Default)]
+struct Clock {
+    second: Option<i64>,
+    text: String,
 }
 
 impl Log {
@@ -54,8 +67,11 @@ impl Log {
             descriptor,
             kind,
             program: program.to_owned(),
+            pid: std::process::id(),
             gathered: VecDeque::new(),
             lengths: VecDeque::new(),
+            line: Vec::new(),
+            clock: Clock::default(),
             dropped: 0,
             broken: false,
             asked: None,
@@ -110,31 +126,27 @@ impl Log {
     }
 
     fn gather(&mut self, event: &Event<'_>) {
-        let mut line = Vec::with_capacity(256);
-        let pid = std::process::id();
-        match self.kind {
-            LogKind::Json => json::write(&mut line, &now(), &self.program, pid, event),
-            LogKind::Text => {
-                let text = text::line(event);
-                line.extend_from_slice(
-                    format!("{} postern/{}[{pid}]: {text}\n", now(), self.program).as_bytes(),
-                );
+        self.line.clear();
+        let (line, program, pid) = (&mut self.line, &self.program, self.pid);
+        let now = self.clock.show(Timestamp::now());
+        let made = match self.kind {
+            LogKind::Json => {
+                json::write(line, now, program, pid, event);
+                true
             }
+            LogKind::Text => writeln!(line, "{now} postern/{program}[{pid}]: {}", text::line(event)).is_ok(),
             LogKind::Syslog => {
-                let process = format!("postern/{}", self.program);
+                let process = format!("postern/{program}");
                 let formatter = Formatter3164 { facility: Facility::LOG_MAIL, hostname: None, process, pid };
-                if formatter.format(&mut line, severity(event.level()), text::line(event)).is_err() {
-                    self.dropped += 1;
-                    return;
-                }
+                formatter.format(line, severity(event.level()), text::line(event)).is_ok()
             }
-        }
-        if self.gathered.len() + line.len() > KEEP {
+        };
+        if !made || self.gathered.len() + self.line.len() > KEEP {
             self.dropped += 1;
             return;
         }
-        self.lengths.push_back(line.len());
-        self.gathered.extend(line);
+        self.lengths.push_back(self.line.len());
+        self.gathered.extend(&self.line);
     }
 
     fn write_gathered(&mut self) {
@@ -189,9 +201,18 @@ impl Log {
     }
 }
 
-/// `2026-11-22T04:18:27.123Z`
-fn now() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+impl Clock {
+    /// `2026-11-22T04:18:27.123Z`
+    fn show(&mut self, time: Timestamp) -> &str {
+        if self.second != Some(time.as_second()) {
+            self.text = time.strftime("%Y-%m-%dT%H:%M:%S.").to_string();
+            self.second = Some(time.as_second());
+        }
+        self.text.truncate("2026-11-22T04:18:27.".len());
+        // Writing to a String does not fail.
+        let _ = fmt::Write::write_fmt(&mut self.text, format_args!("{:03}Z", time.subsec_millisecond()));
+        &self.text
+    }
 }
 
 fn severity(level: Level) -> Severity {
@@ -211,6 +232,15 @@ mod tests {
     use std::os::unix::net::UnixDatagram;
 
     use super::*;
+
+    #[test]
+    fn the_clock_shows_each_millisecond() {
+        let mut clock = Clock::default();
+        for time in ["2026-11-22T04:18:27.123Z", "2026-11-22T04:18:27.004Z", "2026-11-22T04:18:28.000Z"] {
+            assert_eq!(clock.show(time.parse().unwrap()), time);
+        }
+        assert_eq!(clock.show("2026-11-22T04:18:28.9999999Z".parse().unwrap()), "2026-11-22T04:18:28.999Z");
+    }
 
     fn lines(text: &str) -> Vec<&str> {
         text.lines().collect()
