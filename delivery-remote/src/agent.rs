@@ -20,7 +20,7 @@ use postern_smtp::client::Protocol;
 use postern_smtp::{EnhancedCode, Reply};
 
 use crate::attempt::{Attempt, Clock};
-use crate::connection::{Connection, Patience};
+use crate::connection::{Connection, PIECE, Patience};
 use crate::content::Source;
 use crate::lanes::Lanes;
 use crate::routing::{Candidate, Endpoint, Refusal, Route, Step};
@@ -54,6 +54,8 @@ pub(crate) struct Agent {
     /// By the queue-manager's number.
     attempts: HashMap<u64, Attempt>,
     connections: HashMap<Token, Connection>,
+    /// For what is read, from whichever of them.
+    buffer: Box<[u8]>,
     lanes: Lanes,
     questions: HashMap<RequestId, (u64, Instant)>,
     last_question: RequestId,
@@ -85,6 +87,7 @@ impl Agent {
             resolver: Port::new(host, Peer::only(Role::Resolver)),
             attempts: HashMap::new(),
             connections: HashMap::new(),
+            buffer: vec![0; PIECE].into(),
             lanes: Lanes::default(),
             questions: HashMap::new(),
             last_question: 0,

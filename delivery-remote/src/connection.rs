@@ -17,7 +17,7 @@ use crate::routing::{Candidate, Endpoint};
 pub(crate) const TURN: usize = 1024 * 1024;
 
 /// Octets read or fed at once.
-const PIECE: usize = 32 * 1024;
+pub(crate) const PIECE: usize = 32 * 1024;
 
 /// The end of content may take a server long (RFC 5321 §4.5.3.2.6).
 const FINAL_REPLY: Duration = Duration::from_secs(600);
@@ -201,21 +201,25 @@ impl Connection {
         Ok(true)
     }
 
-    /// Moves octets until the socket blocks, or a turn's worth. Stops early when the client has events.
-    pub(crate) fn turn(&mut self, source: Option<&mut Source>, moved: &mut usize) -> Result<Turn, io::Error> {
-        let mut buffer = [0; PIECE];
-        let mut source = source;
+    /// Moves octets until the socket blocks, or a turn's worth. Stops early when the client has events. What stands in
+    /// the buffer before and after means nothing.
+    pub(crate) fn turn(
+        &mut self,
+        mut source: Option<&mut Source>,
+        buffer: &mut [u8],
+        moved: &mut usize,
+    ) -> Result<Turn, io::Error> {
         loop {
             let before = *moved;
             if self.readable {
-                *moved += self.read(&mut buffer);
+                *moved += self.read(buffer);
             }
             // As much as it takes, so that a small message leaves with its end, by one call and in one packet.
             while self.client.wants_content()
                 && let Some(source) = source.as_deref_mut()
             {
                 *moved += 1;
-                match source.read(&mut buffer)? {
+                match source.read(buffer)? {
                     0 => return Ok(Turn::ContentRead),
                     count => self.client.content(buffer.get(..count).unwrap_or_default()),
                 }

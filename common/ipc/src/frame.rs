@@ -9,6 +9,9 @@ pub const MAX_FRAME: usize = 64 * 1024;
 /// Largest configuration, octets: it travels in a file descriptor, not in a frame.
 pub const MAX_CONFIG: usize = 16 * 1024 * 1024;
 
+/// Most frames are shorter.
+const ORDINARY: usize = 256;
+
 /// Both ends are of one build: master starts what lies beside it. The byte catches a mixed upgrade.
 const VERSION: u8 = 1;
 
@@ -35,14 +38,14 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
     encode_limited::<T, MAX_FRAME>(value)
 }
 
-/// Puts the values of another frame behind those of this one, unless it would be longer than `most` octets.
-pub(crate) fn join(frame: &mut Vec<u8>, other: &[u8], most: usize) -> bool {
-    let values = other.get(1..).unwrap_or_default();
-    let fits = frame.len() + values.len() <= most;
-    if fits {
-        frame.extend_from_slice(values);
+/// Puts one more value behind those of a frame. False when it would be longer than `most` octets then: it is as it was.
+pub(crate) fn add<T: Serialize>(frame: &mut Vec<u8>, value: &T, most: usize) -> Result<bool, FrameError> {
+    let before = frame.len();
+    let added = append(frame, value).map(|()| frame.len() <= most);
+    if !matches!(added, Ok(true)) {
+        frame.truncate(before);
     }
-    fits
+    added
 }
 
 /// Decodes the first value of a frame, or of what [`decode_next`] left of it, and says where the next begins.
@@ -68,11 +71,17 @@ pub fn decode_config<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError>
 }
 
 fn encode_limited<T: Serialize, const LIMIT: usize>(value: &T) -> Result<Vec<u8>, FrameError> {
-    let mut bytes = vec![VERSION];
-    bincode::serde::encode_into_std_write(value, &mut bytes, config::<LIMIT>())
-        .map_err(|e| FrameError::Malformed(e.to_string()))?;
-    // bincode applies its limit to decoding only.
+    let mut bytes = Vec::with_capacity(ORDINARY);
+    bytes.push(VERSION);
+    append(&mut bytes, value)?;
     if bytes.len() > LIMIT { Err(FrameError::TooLong(bytes.len())) } else { Ok(bytes) }
+}
+
+/// Bincode applies its limit to decoding only.
+fn append<T: Serialize>(bytes: &mut Vec<u8>, value: &T) -> Result<(), FrameError> {
+    bincode::serde::encode_into_std_write(value, bytes, config::<MAX_FRAME>())
+        .map_err(|e| FrameError::Malformed(e.to_string()))?;
+    Ok(())
 }
 
 fn decode_limited<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, FrameError> {

@@ -70,17 +70,16 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
     /// Says a value that leaves with the next [`Link::flush`], together with others: one frame, and one turn of
     /// the peer's, for all of them. Descriptors stand beside a frame of their own.
     pub fn say(&mut self, value: &Out, descriptors: Vec<OwnedFd>) -> Result<(), LinkError> {
-        let packet = frame::encode(value)?;
         if let Some((last, beside)) = self.waiting.back_mut()
             && beside.is_empty()
             && descriptors.is_empty()
-            && frame::join(last, &packet, TOGETHER)
+            && frame::add(last, value, TOGETHER)?
         {
             return Ok(());
         }
         // What is before it is full.
         self.flush()?;
-        self.waiting.push_back((packet, descriptors));
+        self.waiting.push_back((frame::encode(value)?, descriptors));
         Ok(())
     }
 

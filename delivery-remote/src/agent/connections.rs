@@ -124,7 +124,8 @@ impl Agent {
                 Err(why) => return self.not_reached(host, token, &why),
             }
             let attempt = connection.last().and_then(|job| self.attempts.get_mut(&job));
-            let turn = connection.turn(attempt.map(|attempt| &mut attempt.source), &mut moved);
+            let source = attempt.map(|attempt| &mut attempt.source);
+            let turn = connection.turn(source, &mut self.buffer, &mut moved);
             let turn = turn.unwrap_or_else(|error| {
                 host.note(Level::Error, &format!("cannot read a message's content: {error}"));
                 let reply = Reply::new(451, EnhancedCode::new(4, 3, 0), "cannot read the message's content");
