@@ -1,7 +1,5 @@
 //! The header section (RFC 5322 §2.2), read in place.
 
-use memchr::memmem;
-
 /// A header field as it stands in the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field<'a> {
@@ -76,7 +74,8 @@ impl<'a> Iterator for Fields<'a> {
 
 /// The length of the first line, its CRLF included.
 fn line_length(text: &[u8]) -> usize {
-    memmem::find(text, b"\r\n").map_or(text.len(), |at| at + 2)
+    let ends = |at: &usize| at.checked_sub(1).and_then(|before| text.get(before)) == Some(&b'\r');
+    memchr::memchr_iter(b'\n', text).find(ends).map_or(text.len(), |at| at + 1)
 }
 
 #[cfg(test)]
@@ -109,6 +108,15 @@ mod tests {
         }
         assert_eq!(body_offset(b"just text\r\n"), 0);
         assert_eq!(body_offset(b"A: b"), 4);
+    }
+
+    #[test]
+    fn only_crlf_ends_a_line() {
+        for (text, length) in
+            [("a\nb\rc\r\nd", 7), ("\n\r\n", 3), ("\r\n\r\n", 2), ("a\n", 2), ("a\r", 2), ("", 0)]
+        {
+            assert_eq!(line_length(text.as_bytes()), length, "{text:?}");
+        }
     }
 
     proptest! {
