@@ -8,9 +8,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
@@ -19,8 +19,8 @@ use postern_address::ReversePath;
 use postern_message::{date, fields};
 use postern_smtp::parameters::RcptParameters;
 use postern_spool::{
-    BodyType, Envelope, Found, NewMessage, Options, Origin, QueueId, ReadError, STREAM_ABOVE, SpoolFile,
-    Timestamp, Writer,
+    BodyType, Envelope, NewMessage, Options, Origin, QueueId, ReadError, STREAM_ABOVE, SpoolFile, Timestamp,
+    Writer,
 };
 
 /// Copies in `cur/` begin with this; no queue id does.
@@ -60,6 +60,15 @@ impl From<io::Error> for Refusal {
     }
 }
 
+impl From<ReadError> for Refusal {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io(error) => Self::Later(error),
+            error => Self::Unfit(error.to_string()),
+        }
+    }
+}
+
 impl From<Errno> for Refusal {
     fn from(error: Errno) -> Self {
         io::Error::from(error).into()
@@ -78,13 +87,12 @@ pub struct Pickup {
     envelope: Envelope,
     prepend: Vec<u8>,
     copy: SpoolFile,
-    content: Option<File>,
-    offset: u64,
-    left: u64,
+    /// Octets of its body that are handed over.
+    taken: u64,
     lines: Lines,
 }
 
-/// Copies a dropped file and checks it. The copy is gone again when this returns: its descriptor is enough.
+/// Copies a dropped file and checks it. The copy has no name when this returns: its descriptor is enough.
 pub fn open(
     drop: BorrowedFd<'_>,
     cur: BorrowedFd<'_>,
@@ -109,15 +117,15 @@ pub fn open(
     if metadata.nlink() != 1 {
         return Err(unfit("has another name"));
     }
-    let most = message_size.saturating_add(BESIDE_MAX);
-    if metadata.len() > most {
+    let length = metadata.len();
+    if length > message_size.saturating_add(BESIDE_MAX) {
         return Err(too_large(message_size));
     }
-    let copy_name = format!("{}{name_text}", own_copies());
-    let result = copy(&source, most, cur, &copy_name).and_then(|()| check(cur, &copy_name, message_size));
-    let pickup = result.and_then(|copy| Pickup::new(copy, name, id, metadata.uid(), hostname, now));
-    postern_spool::remove(cur, &copy_name)?;
-    pickup
+    let copy = match length <= STREAM_ABOVE as u64 {
+        true => copy_to_memory(source, length)?,
+        false => copy_to_disk(source, length, cur, &format!("{}{name_text}", own_copies()))?,
+    };
+    Pickup::new(check(copy, message_size)?, name, id, metadata.uid(), hostname, now)
 }
 
 /// What our own copies begin with: recovery, in its thread, sweeps those of our predecessors.
@@ -133,34 +141,34 @@ fn too_large(message_size: u64) -> Refusal {
     Refusal::Unfit(format!("too large: [smtp] message-size is {message_size} octets"))
 }
 
-fn copy(mut source: &File, most: u64, cur: BorrowedFd<'_>, name: &str) -> Result<(), Refusal> {
+/// A small message needs no file: to make one is most of what a copy costs.
+fn copy_to_memory(source: File, length: u64) -> Result<File, Refusal> {
+    let mut bytes = Vec::with_capacity(length as usize);
+    source.take(length).read_to_end(&mut bytes)?;
+    Ok(postern_sys::sealed_file("dropped", &bytes)?.into())
+}
+
+fn copy_to_disk(source: File, length: u64, cur: BorrowedFd<'_>, name: &str) -> Result<File, Refusal> {
     postern_spool::remove(cur, name)?;
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut target = File::from(openat(cur, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-    // The owner may write while we copy: no more than the limit.
-    io::copy(&mut io::Read::take(&mut source, most), &mut target)?;
-    Ok(())
+    postern_spool::remove(cur, name)?;
+    // The owner may write while we copy: no more than was there.
+    io::copy(&mut source.take(length), &mut target)?;
+    Ok(target)
 }
 
-fn check(cur: BorrowedFd<'_>, name: &str, message_size: u64) -> Result<SpoolFile, Refusal> {
-    match postern_spool::classify(cur, name)? {
-        Found::Whole => {}
-        Found::Unfinished => return Err(unfit("no spool file")),
-        Found::Damaged(why) => return Err(Refusal::Unfit(why)),
-        Found::Newer(version) => {
-            return Err(Refusal::Unfit(format!("of a newer format ({version})")));
-        }
-    }
-    // What its owner may have put behind the foot is not looked at.
-    let file = SpoolFile::open_dropped(cur, name).map_err(|error| match error {
-        ReadError::Io(error) => Refusal::Later(error),
-        error => Refusal::Unfit(error.to_string()),
-    })?;
+/// What its owner may have put behind the foot is not looked at.
+fn check(copy: File, message_size: u64) -> Result<SpoolFile, Refusal> {
+    let file = SpoolFile::from_dropped(copy)?;
     match file.messages() {
         [one] if one.envelope.recipients.is_empty() => Err(unfit("no recipients")),
         [one] if one.envelope.recipients.len() > RECIPIENTS_MAX => Err(unfit("too many recipients")),
         [one] if one.length > message_size => Err(too_large(message_size)),
-        [_] => Ok(file),
+        [_] => {
+            file.check_body(0)?;
+            Ok(file)
+        }
         _ => Err(unfit("more than one message")),
     }
 }
@@ -175,11 +183,9 @@ impl Pickup {
         now: Timestamp,
     ) -> Result<Self, Refusal> {
         let Some(stored) = copy.messages().first() else { return Err(unfit("no message")) };
-        let (descriptor, offset) = copy.content_descriptor(0)?;
-        let content = File::from(descriptor);
         let mut beginning = stored.prepend.clone();
         let mut piece = vec![0; stored.length.min(HEADER_READ as u64) as usize];
-        content.read_exact_at(&mut piece, offset)?;
+        copy.read_body_at(0, 0, &mut piece)?;
         beginning.extend(piece);
         let mut lines = Lines::default();
         let crlf = lines.take(&stored.prepend) && lines.at_start();
@@ -202,8 +208,7 @@ impl Pickup {
             origin: Origin::Local { uid },
             options,
         };
-        let left = stored.length;
-        Ok(Self { name, uid, id, envelope, prepend, copy, content: Some(content), offset, left, lines })
+        Ok(Self { name, uid, id, envelope, prepend, copy, taken: 0, lines })
     }
 
     /// Who it says it is from.
@@ -213,15 +218,16 @@ impl Pickup {
 
     /// It goes through the writer in pieces.
     pub fn is_large(&self) -> bool {
-        self.copy.messages().first().is_some_and(|stored| stored.length > STREAM_ABOVE as u64)
+        self.length() > STREAM_ABOVE as u64
+    }
+
+    fn length(&self) -> u64 {
+        self.copy.messages().first().map_or(0, |stored| stored.length)
     }
 
     /// Hands a small message over, whole.
     pub fn submit(&mut self, writer: &mut Writer, token: u64) -> Result<(), Refusal> {
-        let body = self.copy.read_body(0).map_err(|error| match error {
-            ReadError::Io(error) => Refusal::Later(error),
-            error => Refusal::Unfit(error.to_string()),
-        })?;
+        let body = self.copy.read_body(0)?;
         self.take(&body)?;
         self.end()?;
         let (envelope, prepend) = (self.envelope.clone(), std::mem::take(&mut self.prepend));
@@ -238,16 +244,15 @@ impl Pickup {
     /// error the caller aborts the stream.
     pub fn stream(&mut self, writer: &mut Writer, token: u64) -> Result<bool, Refusal> {
         while writer.unwritten(token) < UNWRITTEN_MAX {
-            if self.left == 0 {
+            let left = self.length() - self.taken;
+            if left == 0 {
                 self.end()?;
                 writer.finish_stream(token, self.envelope.clone(), std::mem::take(&mut self.prepend));
                 return Ok(true);
             }
-            let mut piece = vec![0; self.left.min(PIECE as u64) as usize];
-            let Some(content) = &self.content else { return Err(unfit("no content")) };
-            content.read_exact_at(&mut piece, self.offset)?;
-            self.offset += piece.len() as u64;
-            self.left -= piece.len() as u64;
+            let mut piece = vec![0; left.min(PIECE as u64) as usize];
+            self.copy.read_body_at(0, self.taken, &mut piece)?;
+            self.taken += piece.len() as u64;
             self.take(&piece)?;
             writer.append(token, piece);
         }

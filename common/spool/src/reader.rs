@@ -40,8 +40,8 @@ pub enum ReadError {
 #[derive(Debug)]
 pub struct SpoolFile {
     file: File,
-    directory: OwnedFd,
-    name: String,
+    /// The directory and the name it was opened by; none when only its descriptor is known.
+    place: Option<(OwnedFd, String)>,
     id: QueueId,
     contents: Contents,
     log: Log,
@@ -101,8 +101,24 @@ impl SpoolFile {
         Self::open_with(directory, name, Reading::Dropped)
     }
 
+    /// As [`SpoolFile::open_dropped`], over a copy that nobody else can change: a file, perhaps in memory.
+    pub fn from_dropped(copy: File) -> Result<Self, ReadError> {
+        let size = copy.metadata()?.len();
+        Self::read(copy, size, None, Reading::Dropped)
+    }
+
     fn open_with(directory: BorrowedFd<'_>, name: &str, reading: Reading) -> Result<Self, ReadError> {
         let (file, size) = open_regular(directory, name)?;
+        let place = (directory.try_clone_to_owned()?, name.to_owned());
+        Self::read(file, size, Some(place), reading)
+    }
+
+    fn read(
+        file: File,
+        size: u64,
+        place: Option<(OwnedFd, String)>,
+        reading: Reading,
+    ) -> Result<Self, ReadError> {
         let mut head = [0; HEAD_LEN];
         read_exact(&file, &mut head, 0, "no head")?;
         let head = format::decode_head(&head)?;
@@ -132,17 +148,7 @@ impl SpoolFile {
             }
             _ => (Log::default(), end),
         };
-        Ok(Self {
-            directory: directory.try_clone_to_owned()?,
-            name: name.to_owned(),
-            id: head.id,
-            contents,
-            log,
-            log_end,
-            torn: log_end < size,
-            log_head,
-            file,
-        })
+        Ok(Self { place, id: head.id, contents, log, log_end, torn: log_end < size, log_head, file })
     }
 
     /// The messages of the file.
@@ -183,10 +189,19 @@ impl SpoolFile {
         Ok(body)
     }
 
-    /// Reads one body in pieces and checks it.
-    pub(crate) fn check_body(&self, n: usize) -> Result<(), ReadError> {
+    /// Reads a piece of one body from a place in it. It is not checked.
+    pub fn read_body_at(&self, n: usize, at: u64, piece: &mut [u8]) -> Result<(), ReadError> {
         let stored = self.stored(n)?;
-        let mut piece = vec![0; 256 * 1024];
+        if at.checked_add(piece.len() as u64).is_none_or(|end| end > stored.length) {
+            return Err(ReadError::Corrupt("a body is shorter".into()));
+        }
+        read_exact(&self.file, piece, stored.offset + at, "a body is cut short")
+    }
+
+    /// Reads one body in pieces and checks it.
+    pub fn check_body(&self, n: usize) -> Result<(), ReadError> {
+        let stored = self.stored(n)?;
+        let mut piece = vec![0; stored.length.min(256 * 1024) as usize];
         let (mut at, end, mut crc) = (stored.offset, stored.offset + stored.length, 0);
         while at < end {
             let length = (end - at).min(piece.len() as u64) as usize;
@@ -206,11 +221,11 @@ impl SpoolFile {
     /// itself when it holds one, else a sealed file in memory (the body checked).
     pub fn content_descriptor(&self, n: usize) -> io::Result<(OwnedFd, u64)> {
         let stored = self.stored(n)?;
-        if self.messages().len() == 1 {
+        if let (Some((directory, name)), [_]) = (&self.place, self.messages()) {
             // Opened once more, since ours can write. Its name is the one it was opened by: a file that
             // was renamed meanwhile is NotFound.
             let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-            return Ok((openat(&self.directory, self.name.as_str(), flags, Mode::empty())?, stored.offset));
+            return Ok((openat(directory, name.as_str(), flags, Mode::empty())?, stored.offset));
         }
         let body = self.read_body(n).map_err(io::Error::other)?;
         Ok((postern_sys::sealed_file("message", &body)?, 0))
