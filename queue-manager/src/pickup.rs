@@ -19,8 +19,8 @@ use postern_address::ReversePath;
 use postern_message::{date, fields};
 use postern_smtp::parameters::RcptParameters;
 use postern_spool::{
-    BodyType, Envelope, NewMessage, Options, Origin, QueueId, ReadError, STREAM_ABOVE, SpoolFile, Timestamp,
-    Writer,
+    BodyType, Envelope, Found, NewMessage, Options, Origin, QueueId, ReadError, STREAM_ABOVE, SpoolFile,
+    Timestamp, Writer,
 };
 
 /// Copies in `cur/` begin with this; no queue id does.
@@ -160,15 +160,17 @@ fn copy_to_disk(source: File, length: u64, cur: BorrowedFd<'_>, name: &str) -> R
 
 /// What its owner may have put behind the foot is not looked at.
 fn check(copy: File, message_size: u64) -> Result<SpoolFile, Refusal> {
-    let file = SpoolFile::from_dropped(copy)?;
+    let file = match postern_spool::classify_dropped(copy)? {
+        (Found::Whole, Some(file)) => file,
+        (Found::Damaged(why), _) => return Err(Refusal::Unfit(why)),
+        (Found::Newer(version), _) => return Err(Refusal::Unfit(format!("of a newer format ({version})"))),
+        (Found::Whole | Found::Unfinished, _) => return Err(unfit("no spool file")),
+    };
     match file.messages() {
         [one] if one.envelope.recipients.is_empty() => Err(unfit("no recipients")),
         [one] if one.envelope.recipients.len() > RECIPIENTS_MAX => Err(unfit("too many recipients")),
         [one] if one.length > message_size => Err(too_large(message_size)),
-        [_] => {
-            file.check_body(0)?;
-            Ok(file)
-        }
+        [_] => Ok(file),
         _ => Err(unfit("more than one message")),
     }
 }

@@ -77,9 +77,9 @@ fn encode_limited<T: Serialize, const LIMIT: usize>(value: &T) -> Result<Vec<u8>
     if bytes.len() > LIMIT { Err(FrameError::TooLong(bytes.len())) } else { Ok(bytes) }
 }
 
-/// Bincode applies its limit to decoding only.
+/// A limit would be heeded in decoding only.
 fn append<T: Serialize>(bytes: &mut Vec<u8>, value: &T) -> Result<(), FrameError> {
-    bincode::serde::encode_into_std_write(value, bytes, config::<MAX_FRAME>())
+    bincode::serde::encode_into_std_write(value, bytes, bincode::config::standard())
         .map_err(|e| FrameError::Malformed(e.to_string()))?;
     Ok(())
 }

@@ -61,8 +61,8 @@ pub use log::{DoneStatus, LogEntry, LogRecord, Success};
 pub use ops::{Operation, Probe, rename_between};
 pub use reader::{ReadError, SpoolFile};
 pub use recover::{
-    ADOPT_AFTER, DIRECTORIES, Found, Listing, Rescued, SWEEP_AFTER, age, classify, create_directories,
-    is_blank, list, remove, rescue, set_aside, space, sweep_temporary, sync_directory,
+    ADOPT_AFTER, DIRECTORIES, Found, Listing, Rescued, SWEEP_AFTER, age, classify, classify_dropped,
+    create_directories, is_blank, list, remove, rescue, set_aside, space, sweep_temporary, sync_directory,
 };
 pub use verify::{LogTail, RecipientState, Verified, verify};
 pub use writer::{Completion, NewMessage, STREAM_ABOVE, WriteError, Writer, WriterDirs};

@@ -102,7 +102,7 @@ impl SpoolFile {
     }
 
     /// As [`SpoolFile::open_dropped`], over a copy that nobody else can change: a file, perhaps in memory.
-    pub fn from_dropped(copy: File) -> Result<Self, ReadError> {
+    pub(crate) fn from_dropped(copy: File) -> Result<Self, ReadError> {
         let size = copy.metadata()?.len();
         Self::read(copy, size, None, Reading::Dropped)
     }
@@ -199,7 +199,7 @@ impl SpoolFile {
     }
 
     /// Reads one body in pieces and checks it.
-    pub fn check_body(&self, n: usize) -> Result<(), ReadError> {
+    pub(crate) fn check_body(&self, n: usize) -> Result<(), ReadError> {
         let stored = self.stored(n)?;
         let mut piece = vec![0; stored.length.min(256 * 1024) as usize];
         let (mut at, end, mut crc) = (stored.offset, stored.offset + stored.length, 0);
@@ -344,11 +344,15 @@ impl From<FormatError> for ReadError {
 
 /// Whether a file has a head and a foot that belong together. Errors are the kernel's, or a newer format.
 pub(crate) fn has_foot(directory: BorrowedFd<'_>, name: &str) -> Result<bool, ReadError> {
-    let (file, _) = open_regular(directory, name)?;
+    open_has_foot(&open_regular(directory, name)?.0)
+}
+
+/// As [`has_foot`], of a file that is open.
+pub(crate) fn open_has_foot(file: &File) -> Result<bool, ReadError> {
     let (mut head, mut foot) = ([0; HEAD_LEN], [0; FOOT_LEN]);
-    let found = read_exact(&file, &mut head, 0, "no head").and_then(|()| {
+    let found = read_exact(file, &mut head, 0, "no head").and_then(|()| {
         let head = format::decode_head(&head)?;
-        read_exact(&file, &mut foot, head.foot, "no valid foot")?;
+        read_exact(file, &mut foot, head.foot, "no valid foot")?;
         Ok(format::decode_foot(&foot, head).map(|_| ())?)
     });
     match found {

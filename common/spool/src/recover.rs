@@ -16,7 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::id::QueueId;
 use crate::ops::rename_between;
-use crate::reader::{ReadError, SpoolFile, has_foot};
+use crate::reader::{ReadError, SpoolFile, has_foot, open_has_foot};
 
 /// The directories of a spool, all in one file system.
 pub const DIRECTORIES: [&str; 5] = ["tmp", "new", "cur", "drop", "corrupt"];
@@ -112,7 +112,16 @@ pub fn list(directory: BorrowedFd<'_>) -> io::Result<Listing> {
 
 /// Reads all of a file but its log and says what it is. NotFound and the like are errors.
 pub fn classify(directory: BorrowedFd<'_>, name: &str) -> io::Result<Found> {
-    classified(SpoolFile::open(directory, name), directory, name).map(|(found, _)| found)
+    let opened = SpoolFile::open(directory, name);
+    classified(opened, || has_foot(directory, name)).map(|(found, _)| found)
+}
+
+/// As [`classify`], of a copy of a file of `drop/`; with the file when it is whole.
+pub fn classify_dropped(copy: File) -> io::Result<(Found, Option<SpoolFile>)> {
+    let again = copy.try_clone()?;
+    let (found, file) = classified(SpoolFile::from_dropped(copy), || open_has_foot(&again))?;
+    let file = file.filter(|_| found == Found::Whole);
+    Ok((found, file))
 }
 
 /// The time since a file was last written, by `now`; none when that lies ahead.
@@ -203,7 +212,7 @@ fn rescue_one(
     }
     // Held until the file is where it belongs.
     let Some(locked) = lock(tmp, name)? else { return Ok(()) };
-    match classified(SpoolFile::open_unfinished(tmp, name), tmp, name)? {
+    match classified(SpoolFile::open_unfinished(tmp, name), || has_foot(tmp, name))? {
         (Found::Whole, Some(file)) => adopt(rescued, tmp, new, name, file)?,
         (Found::Whole, None) => {}
         (Found::Unfinished, _) => {
@@ -310,8 +319,7 @@ fn holds_nothing(mut file: &File) -> io::Result<bool> {
 /// in `tmp/` and `drop/` nothing of ours is there yet.
 fn classified(
     opened: Result<SpoolFile, ReadError>,
-    directory: BorrowedFd<'_>,
-    name: &str,
+    has_foot: impl FnOnce() -> Result<bool, ReadError>,
 ) -> io::Result<(Found, Option<SpoolFile>)> {
     let why = match opened {
         Ok(file) => match first_damaged(&file)? {
@@ -324,7 +332,7 @@ fn classified(
         Err(ReadError::Newer(version)) => return Ok((Found::Newer(version), None)),
         Err(ReadError::Corrupt(why)) => why,
     };
-    match has_foot(directory, name) {
+    match has_foot() {
         Ok(true) => Ok((Found::Damaged(why), None)),
         Err(ReadError::Io(error)) => Err(error),
         _ => Ok((Found::Unfinished, None)),

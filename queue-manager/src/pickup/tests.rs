@@ -166,7 +166,7 @@ fn what_is_no_message_is_refused() {
     let put = |message: NewMessage| write_one(spool.open("drop").as_fd(), &message).unwrap();
 
     std::fs::write(path(1), "not a spool file").unwrap();
-    assert_eq!(refused(1, "no head"), "set aside");
+    assert_eq!(refused(1, "no spool file"), "set aside");
 
     std::fs::write(spool.path("secret"), "secret").unwrap();
     symlink(spool.path("secret"), path(2)).unwrap();
