@@ -1,17 +1,34 @@
 //! Trace fields (RFC 5321 §4.4).
 
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-/// A date and time as RFC 5322 §3.3 writes it, in the local zone: `Sun, 22 Nov 2026 04:18:27 +0000`.
+/// A date and time as RFC 5322 §3.3 writes it, in the local zone: `Sun, 22 Nov 2026 04:18:27 +0000`. The zone is the one
+/// there was when the program first asked.
 pub fn date(unix_milliseconds: u64) -> String {
+    date_in(&ZONE, unix_milliseconds)
+}
+
+/// jiff finds out the zone's name, for which it lists the system's thirty directories of zones: a millisecond that
+/// `sendmail` has for each message. A date in a message tells no name. TZ has many forms, and is left to jiff.
+static ZONE: LazyLock<TimeZone> = LazyLock::new(|| match std::env::var_os("TZ") {
+    None => zone_at("/etc/localtime").unwrap_or_else(TimeZone::system),
+    Some(_) => TimeZone::system(),
+});
+
+fn zone_at(path: &str) -> Option<TimeZone> {
+    TimeZone::tzif("localtime", &std::fs::read(path).ok()?).ok()
+}
+
+fn date_in(zone: &TimeZone, unix_milliseconds: u64) -> String {
     let instant = i64::try_from(unix_milliseconds)
         .ok()
         .and_then(|at| Timestamp::from_millisecond(at).ok())
         .unwrap_or(Timestamp::UNIX_EPOCH);
-    instant.to_zoned(TimeZone::system()).strftime("%a, %d %b %Y %H:%M:%S %z").to_string()
+    instant.to_zoned(zone.clone()).strftime("%a, %d %b %Y %H:%M:%S %z").to_string()
 }
 
 /// The Received field for one acceptance.
@@ -64,6 +81,8 @@ fn clean(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -91,5 +110,20 @@ mod tests {
     fn dates() {
         assert!(date(1_790_000_000_000).contains(" Sep 2026 "));
         assert!(date(u64::MAX).contains(" 1970 ") || date(u64::MAX).contains(" 1969 "));
+    }
+
+    /// date(1) takes a zone whose file is not there for UTC.
+    #[test]
+    fn the_same_as_date_1() {
+        let zones = ["Europe/Berlin", "America/St_Johns", "Asia/Kolkata", "Etc/UTC", "No/Where"];
+        let paths = zones.map(|zone| format!("/usr/share/zoneinfo/{zone}"));
+        let winter_and_summer = [1_768_000_000, 1_784_000_000, 4_000_000_000u64];
+        for (path, seconds) in paths.iter().flat_map(|path| winter_and_summer.map(|at| (path, at))) {
+            let mut date = Command::new("date");
+            date.env("TZ", format!(":{path}")).env("LC_ALL", "C").arg("-R").arg(format!("-d@{seconds}"));
+            let theirs = String::from_utf8(date.output().unwrap().stdout).unwrap();
+            let zone = zone_at(path).unwrap_or(TimeZone::UTC);
+            assert_eq!(date_in(&zone, seconds * 1000), theirs.trim_end(), "{path}");
+        }
     }
 }
