@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use mio::Token;
+use mio::event::Event;
 use postern_address::Domain;
 use postern_config::Delivery;
 use postern_daemon::{Handles, Host, Port};
@@ -125,7 +126,7 @@ impl Agent {
         }
     }
 
-    pub(crate) fn ready(&mut self, host: &mut Host, token: Token) {
+    pub(crate) fn ready(&mut self, host: &mut Host, token: Token, event: &Event) {
         if token == self.queue.token() {
             self.queue.flush(host);
             self.listen_to_queue(host);
@@ -135,7 +136,7 @@ impl Agent {
                 self.answered(host, answer.id, answer.result);
             }
         } else if let Some(connection) = self.connections.get_mut(&token) {
-            connection.woken();
+            connection.woken(event);
             self.drive(host, token);
         }
         self.notice_losses(host);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
+use mio::event::Event;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
@@ -52,6 +53,8 @@ pub(crate) struct Connection {
     connecting: bool,
     readable: bool,
     writable: bool,
+    /// The kernel has told that nothing more will come than what can be read.
+    hung_up: bool,
     write_failed: bool,
     seen: (u64, Waiting),
 }
@@ -145,14 +148,18 @@ impl Connection {
             connecting: true,
             readable: false,
             writable: false,
+            hung_up: false,
             write_failed: false,
             seen,
         })
     }
 
-    /// The event loop says that something can be done.
-    pub(crate) fn woken(&mut self) {
-        (self.readable, self.writable) = (true, true);
+    /// The kernel says that something can be read, or written.
+    pub(crate) fn woken(&mut self, event: &Event) {
+        let ended = event.is_error() || event.is_read_closed();
+        self.readable |= event.is_readable() || ended;
+        self.writable |= event.is_writable() || ended;
+        self.hung_up |= ended;
     }
 
     /// The job that the server's next words are about.
@@ -275,6 +282,9 @@ impl Connection {
                 0
             }
             Ok(count) => {
+                // Edge-triggered: a short read has emptied the socket, and the kernel tells when more comes. Unless it
+                // has already told that nothing will: then the end is to be read.
+                self.readable = count == buffer.len() || self.hung_up;
                 self.client.input(buffer.get(..count).unwrap_or_default());
                 count
             }
@@ -308,7 +318,8 @@ impl Connection {
                 0
             }
             Err(_) => {
-                (self.writable, self.readable, self.write_failed) = (false, true, true);
+                (self.writable, self.write_failed) = (false, true);
+                (self.readable, self.hung_up) = (true, true);
                 1
             }
         }

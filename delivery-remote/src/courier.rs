@@ -55,8 +55,8 @@ impl<K: Kind> Program for Courier<K> {
         self.agent.linked(host, peer, socket);
     }
 
-    fn ready(&mut self, host: &mut Host, token: Token, _event: &mio::event::Event) {
-        self.agent.ready(host, token);
+    fn ready(&mut self, host: &mut Host, token: Token, event: &mio::event::Event) {
+        self.agent.ready(host, token, event);
     }
 
     fn turn(&mut self, host: &mut Host) -> Option<Instant> {

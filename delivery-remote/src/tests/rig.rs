@@ -87,7 +87,7 @@ impl Rig {
         self.poll.poll(&mut events, Some(patience.min(Duration::from_millis(100)))).unwrap();
         self.host.tick();
         for event in events.iter().filter(|event| event.token().0 >= 16) {
-            self.agent.ready(&mut self.host, event.token());
+            self.agent.ready(&mut self.host, event.token(), event);
         }
     }
 
