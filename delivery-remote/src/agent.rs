@@ -343,22 +343,18 @@ impl Agent {
             results = rest;
         }
         if done {
+            let held = attempt.connection;
             self.attempts.remove(&job);
             let _ = self.queue.send(host, &FromAgent::Done { job });
             self.questions.retain(|_, (asker, _)| *asker != job);
-            self.release(host, job);
+            held.into_iter().for_each(|token| self.release(host, job, token));
         }
     }
 
     /// A job ended while its connection was on the way: nobody needs that any more.
-    fn release(&mut self, host: &mut Host, job: u64) {
-        let held: Vec<Token> = self
-            .connections
-            .iter()
-            .filter(|(_, c)| c.jobs.iter().any(|given| given.job == job))
-            .map(|(token, _)| *token)
-            .collect();
-        for token in held {
+    fn release(&mut self, host: &mut Host, job: u64, token: Token) {
+        let holds = |connection: &Connection| connection.jobs.iter().any(|given| given.job == job);
+        if self.connections.get(&token).is_some_and(holds) {
             self.close(host, token);
         }
     }

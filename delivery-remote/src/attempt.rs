@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use mio::Token;
 use postern_event::{Attempt as Line, Event, Status};
 use postern_ipc::queue_agent::{Destination, Job, Outcome, Report, Target};
 use postern_smtp::client::{self, Extensions, Form, Transaction, Verdict};
@@ -22,6 +23,8 @@ pub(crate) struct Attempt {
     pub(crate) destination: Destination,
     pub(crate) route: Route,
     pub(crate) source: Source,
+    /// The connection it was given to last; it may be another's by now.
+    pub(crate) connection: Option<Token>,
     /// A transaction was begun on a connection: it may run to its end while the program stops.
     pub(crate) in_transaction: bool,
     /// It is to be sent alone and in the plain way: how it was sent before may be what it was refused for.
@@ -116,6 +119,7 @@ impl Attempt {
             destination: job.destination,
             route,
             source,
+            connection: None,
             in_transaction: false,
             plain: false,
             passes: false,

@@ -39,6 +39,7 @@ impl Agent {
         let registry = host.registry();
         match Connection::open(candidate, destination, job, client, registry, token, deadline) {
             Ok(connection) => {
+                attempt.connection = Some(token);
                 self.counts.connections += 1;
                 self.lanes.opened(&connection.destination);
                 self.connections.insert(token, connection);
@@ -78,6 +79,7 @@ impl Agent {
     fn transact(&mut self, host: &mut Host, token: Token) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let Some(attempt) = connection.last().and_then(|job| self.attempts.get_mut(&job)) else { return };
+        attempt.connection = Some(token);
         connection.transactions += 1;
         let transaction = attempt.transaction(&connection.client.extensions(), host.wall(), host.now());
         let one_by_one = self.lanes.is_one_by_one(&connection.destination, host.now());
@@ -194,6 +196,7 @@ impl Agent {
         let transaction = attempt.transaction(&connection.client.extensions(), host.wall(), host.now());
         match transaction.map(|transaction| connection.client.follow(transaction)) {
             Ok(Ok(())) => {
+                attempt.connection = Some(token);
                 connection.jobs.push_back(Given { job, ahead: true, made: false, whole: false });
                 connection.transactions += 1;
                 self.counts.reused += 1;
