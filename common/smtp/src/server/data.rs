@@ -132,9 +132,14 @@ impl Decoder {
                     Some(length) => {
                         self.lengthen(length);
                         at += length;
-                        match input[at] {
-                            b'\n' => return Progress::Violation(Violation::BareLf),
-                            b'\r' => self.state = State::Cr,
+                        match input[at..] {
+                            // Nearly every line end: what follows is of the next line, and of no interest yet.
+                            [b'\r', b'\n', next, ..] if next != b'.' => {
+                                self.line = 0;
+                                at += 1;
+                            }
+                            [b'\n', ..] => return Progress::Violation(Violation::BareLf),
+                            [b'\r', ..] => self.state = State::Cr,
                             _ => {
                                 self.lengthen(1);
                                 self.nul = true;
@@ -255,7 +260,9 @@ mod tests {
     fn limits_end_with_the_message() {
         let line = [&[b'x'; 50][..], b"\r\n"].concat();
         assert_eq!(whole(&[&line[..], b".\r\n"].concat()).2, None);
+        assert_eq!(whole(&[&line.repeat(3)[..], b".\r\n"].concat()).2, None, "each line is counted by itself");
         assert_eq!(whole(&[b"x", &line[..], b".\r\n"].concat()).2, Some(Fault::LineTooLong));
+        assert_eq!(whole(&[&line[..], b"x", &line[..], b".\r\n"].concat()).2, Some(Fault::LineTooLong));
         let big = [line.repeat(20), b".\r\n".to_vec()].concat();
         let (kept, progress, fault) = whole(&big);
         assert_eq!((progress, fault), (Progress::End { used: big.len() }, Some(Fault::TooBig)));
