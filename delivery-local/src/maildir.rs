@@ -15,6 +15,9 @@ use crate::disk::Disk;
 use crate::place::{Links, Way, enter};
 use crate::trouble::deferred;
 
+/// Of a large message the disk is given so many octets while the next ones are written.
+const AT_ONCE: usize = 1024 * 1024;
+
 /// An open Maildir.
 #[derive(Debug)]
 pub struct Maildir {
@@ -117,6 +120,30 @@ impl Names {
     }
 }
 
+/// A file that is on its way to the disk while the rest of it is still written.
+struct Early {
+    file: File,
+    /// Octets that the disk was not given yet.
+    pending: usize,
+}
+
+impl Write for Early {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.pending += written;
+        if self.pending >= AT_ONCE {
+            self.pending = 0;
+            // Only a hint: what counts is the sync.
+            let _ = postern_sys::start_writeback(self.file.as_fd(), 0, 0);
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 impl Maildir {
     /// Opens the Maildir that `directory` is, and makes its parts when they are missing.
     pub fn open(directory: BorrowedFd<'_>, links: Links, way: &mut Way) -> io::Result<Self> {
@@ -152,8 +179,9 @@ impl Maildir {
     {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let mut out = BufWriter::with_capacity(64 * 1024, File::from(openat(&self.tmp, name, flags, mode)?));
-        let outcome = write(&mut out).and_then(|()| out.into_inner().map_err(|e| e.into_error()));
+        let file = Early { file: File::from(openat(&self.tmp, name, flags, mode)?), pending: 0 };
+        let mut out = BufWriter::with_capacity(64 * 1024, file);
+        let outcome = write(&mut out).and_then(|()| Ok(out.into_inner().map_err(|e| e.into_error())?.file));
         if outcome.is_err() {
             self.remove(&self.tmp, name);
         }
@@ -241,6 +269,18 @@ mod tests {
         assert_eq!((files(&temp.path().join("new")), files(&temp.path().join("tmp"))), (2, 0));
         assert_eq!(fs::read(temp.path().join("new/1.M1P7Q1.mx.test")).unwrap(), b"one");
         assert!(temp.path().join("cur").is_dir());
+    }
+
+    #[test]
+    fn a_large_message_is_whole() {
+        let temp = tempfile::tempdir().unwrap();
+        let maildir = opened(temp.path());
+        let content: Vec<u8> = (0..2 * AT_ONCE as u32 + 12_345).map(|n| (n % 251) as u8).collect();
+        let pieces = content.clone();
+        let writing: Writing =
+            Box::new(move |out| pieces.chunks(100_003).try_for_each(|piece| out.write_all(piece)));
+        assert!(into(&maildir, vec![("large".into(), writing)]).unwrap()[0].is_ok());
+        assert!(fs::read(temp.path().join("new/large")).unwrap() == content);
     }
 
     #[test]

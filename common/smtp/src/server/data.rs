@@ -260,7 +260,11 @@ mod tests {
     fn limits_end_with_the_message() {
         let line = [&[b'x'; 50][..], b"\r\n"].concat();
         assert_eq!(whole(&[&line[..], b".\r\n"].concat()).2, None);
-        assert_eq!(whole(&[&line.repeat(3)[..], b".\r\n"].concat()).2, None, "each line is counted by itself");
+        assert_eq!(
+            whole(&[&line.repeat(3)[..], b".\r\n"].concat()).2,
+            None,
+            "each line is counted by itself"
+        );
         assert_eq!(whole(&[b"x", &line[..], b".\r\n"].concat()).2, Some(Fault::LineTooLong));
         assert_eq!(whole(&[&line[..], b"x", &line[..], b".\r\n"].concat()).2, Some(Fault::LineTooLong));
         let big = [line.repeat(20), b".\r\n".to_vec()].concat();
