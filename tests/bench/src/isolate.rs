@@ -7,7 +7,7 @@
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,15 +19,15 @@ pub(crate) const INSIDE: &str = "--inside";
 
 /// Does a task in isolation. What it printed, or why it did not come to its end.
 pub(crate) fn run(task: &[String], patience: Duration) -> Result<String, String> {
-    let scratch = tempfile::Builder::new().prefix("postern-bench-").tempdir().unwrap();
-    std::fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let directory = tempfile::Builder::new().prefix("postern-bench-").tempdir().unwrap();
+    let scratch = untouched(directory.path());
     let group = cgroup::Made::new();
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "unshare", "--pid", "--net", "--fork", "--kill-child"]);
     command.arg("--mount-proc").arg(std::env::current_exe().unwrap()).arg(INSIDE).args(task);
-    command.env("TMPDIR", scratch.path()).env("RUST_BACKTRACE", "0");
+    command.env("TMPDIR", &scratch).env("RUST_BACKTRACE", "0");
     command.envs(group.as_ref().map(cgroup::Made::variable));
-    let errors = scratch.path().join("errors");
+    let errors = scratch.join("errors");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(std::fs::File::create(&errors).unwrap());
     let mut child = command.spawn().unwrap();
     let mut output = child.stdout.take().unwrap();
@@ -56,11 +56,25 @@ pub(crate) fn run(task: &[String], patience: Duration) -> Result<String, String>
     let said = std::fs::read_to_string(&errors).unwrap_or_default();
     let said =
         said.lines().find(|line| !line.starts_with("thread ") && !line.is_empty()).unwrap_or("no word");
-    let kept = keep_logs(scratch.path(), &task.join("-"));
+    let kept = keep_logs(&scratch, &task.join("-"));
     match status {
         Some(status) => Err(format!("{said} ({status}; logs in {kept})")),
         None => Err(format!("not within {patience:?} (logs in {kept})")),
     }
+}
+
+/// A directory in `directory`, on a part of the disk that the rounds before did not use. Without a journal, ext4 does not
+/// give an inode away for minutes after it was freed, and passes them all in its search for another: one round's clearing
+/// up would be a part of the next one's figures. It lays what is in a directory with this attribute far apart; other
+/// file systems have neither.
+fn untouched(directory: &Path) -> PathBuf {
+    let _ = Command::new("chattr").arg("+T").arg(directory).stderr(Stdio::null()).status();
+    // How far, its name decides.
+    let round = tempfile::tempdir_in(directory).unwrap().keep();
+    for path in [directory, &round] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    round
 }
 
 /// Inside: the network has an address, and a panic is an end with a status, as the first process of a
