@@ -8,6 +8,7 @@ use mio::event::Event;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
+use postern_daemon::Readiness;
 use postern_ipc::queue_agent::Destination;
 use postern_smtp::client::{Client, Waiting};
 
@@ -51,10 +52,8 @@ pub(crate) struct Connection {
     pub(crate) deadline: Instant,
     stream: Stream,
     connecting: bool,
-    readable: bool,
+    readiness: Readiness,
     writable: bool,
-    /// The kernel has told that nothing more will come than what can be read.
-    hung_up: bool,
     write_failed: bool,
     seen: (u64, Waiting),
 }
@@ -146,9 +145,8 @@ impl Connection {
             deadline,
             stream,
             connecting: true,
-            readable: false,
+            readiness: Readiness::default(),
             writable: false,
-            hung_up: false,
             write_failed: false,
             seen,
         })
@@ -156,10 +154,8 @@ impl Connection {
 
     /// The kernel says that something can be read, or written.
     pub(crate) fn woken(&mut self, event: &Event) {
-        let ended = event.is_error() || event.is_read_closed();
-        self.readable |= event.is_readable() || ended;
-        self.writable |= event.is_writable() || ended;
-        self.hung_up |= ended;
+        self.readiness.tell(event);
+        self.writable |= event.is_writable() || event.is_error() || event.is_read_closed();
     }
 
     /// The job that the server's next words are about.
@@ -218,7 +214,7 @@ impl Connection {
     ) -> Result<Turn, io::Error> {
         loop {
             let before = *moved;
-            if self.readable {
+            if self.readiness.is_readable() {
                 *moved += self.read(buffer);
             }
             // As much as it takes, so that a small message leaves with its end, by one call and in one packet.
@@ -277,25 +273,23 @@ impl Connection {
         };
         match result {
             Ok(0) => {
-                self.readable = false;
+                self.readiness.exhausted();
                 self.client.lost();
                 0
             }
             Ok(count) => {
-                // Edge-triggered: a short read has emptied the socket, and the kernel tells when more comes. Unless it
-                // has already told that nothing will: then the end is to be read.
-                self.readable = count == buffer.len() || self.hung_up;
+                self.readiness.came(count, buffer.len());
                 self.client.input(buffer.get(..count).unwrap_or_default());
                 count
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 1,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && !self.write_failed => {
-                self.readable = false;
+                self.readiness.exhausted();
                 0
             }
             // After a failed write, what the server said before it went was worth reading; nothing is left.
             Err(_) => {
-                self.readable = false;
+                self.readiness.exhausted();
                 self.client.lost();
                 0
             }
@@ -319,7 +313,7 @@ impl Connection {
             }
             Err(_) => {
                 (self.writable, self.write_failed) = (false, true);
-                (self.readable, self.hung_up) = (true, true);
+                self.readiness.broken();
                 1
             }
         }

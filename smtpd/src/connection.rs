@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 use postern_address::Domain;
+use postern_daemon::Readiness;
 use postern_event::{Client, SessionId};
 use postern_smtp::server::framing::COMMAND_LINE_MAX;
 use postern_smtp::server::{Phase, Session};
@@ -68,8 +69,7 @@ pub(crate) struct Connection {
     pub(crate) dirty: bool,
     /// The disk has to take what we have before we read more.
     pub(crate) paused: bool,
-    readable: bool,
-    hung_up: bool,
+    readiness: Readiness,
     pub(crate) eof: bool,
     pub(crate) opened: Instant,
     /// Last sign of life.
@@ -170,8 +170,7 @@ impl Connection {
             beside: None,
             dirty: false,
             paused: false,
-            readable: false,
-            hung_up: false,
+            readiness: Readiness::default(),
             eof: false,
             opened: now,
             active: now,
@@ -193,8 +192,7 @@ impl Connection {
 
     /// The kernel says that something can be read, or written.
     pub(crate) fn wake(&mut self, event: &mio::event::Event) {
-        self.readable |= event.is_readable() || event.is_error() || event.is_read_closed();
-        self.hung_up |= event.is_error() || event.is_read_closed();
+        self.readiness.tell(event);
     }
 
     /// More input is of use now, and there may be some.
@@ -210,7 +208,7 @@ impl Connection {
             State::Closing(_) | State::Gone(_) => false,
         };
         reading
-            && (self.readable || self.tls.as_ref().is_some_and(|tls| tls.has_plain()))
+            && (self.readiness.is_readable() || self.tls.as_ref().is_some_and(|tls| tls.has_plain()))
             && !self.paused
             && !self.guard.is_held()
             && self.input.len() < COMMAND_LINE_MAX
@@ -273,14 +271,12 @@ impl Connection {
             return match self.stream.read(buffer) {
                 Ok(0) => Ok(Came::End),
                 Ok(length) => {
-                    // Edge-triggered: a short read has emptied the socket, and the kernel tells when more
-                    // comes. Unless it has already told that nothing will: then the end is to be read.
-                    self.readable = length == buffer.len() || self.hung_up;
+                    self.readiness.came(length, buffer.len());
                     Ok(Came::Octets(length))
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    self.readable = false;
+                    self.readiness.exhausted();
                     Ok(Came::Nothing)
                 }
                 Err(e) => Err(e),
@@ -300,7 +296,7 @@ impl Connection {
         if nothing_unread || self.stream.shutdown(Shutdown::Write).is_err() {
             self.state = State::Gone(why);
         } else {
-            self.readable = true;
+            self.readiness.look();
             self.state = State::Lingering(why, 0);
         }
     }

@@ -20,9 +20,11 @@ mod host;
 mod port;
 mod ports;
 mod program;
+mod readiness;
 
 pub use host::Host;
 pub use port::Port;
 pub use ports::Ports;
 pub use postern_sandbox::Endpoint;
 pub use program::{Handles, Program, StartError, run};
+pub use readiness::Readiness;
