@@ -1,6 +1,7 @@
 //! How what was written gets onto the disk: with a sync of each file, or with one of the file system.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -53,8 +54,8 @@ impl Disk {
         let together = self.sync_together(files);
         let alone = || files.iter().zip(&together).filter(|(_, done)| !**done).map(|(file, _)| file);
         for file in alone() {
-            // So that the disk has all of them at once. Only a hint: what counts is the sync.
-            let _ = postern_sys::start_writeback(file.as_fd(), 0, 0);
+            // All of them before the first is waited for.
+            begin_writing(file.as_fd());
         }
         let sync = |(file, done): (&BorrowedFd<'_>, &bool)| if *done { Ok(()) } else { Ok(fsync(file)?) };
         files.iter().zip(&together).map(sync).collect()
@@ -81,6 +82,52 @@ impl Disk {
         self.pace.took(count, end - begin, end);
         if outcome.is_ok() { there } else { none }
     }
+}
+
+/// A new file that is on its way to the disk while the rest of it is still written. Only a sync says that it is there.
+#[derive(Debug)]
+pub struct Early {
+    file: File,
+    /// Octets that the disk was not given yet.
+    pending: usize,
+}
+
+impl Early {
+    /// So many octets are given to the disk while the next ones are written.
+    pub const AT_ONCE: usize = 1024 * 1024;
+}
+
+impl From<File> for Early {
+    fn from(file: File) -> Self {
+        Self { file, pending: 0 }
+    }
+}
+
+impl From<Early> for File {
+    fn from(early: Early) -> Self {
+        early.file
+    }
+}
+
+impl Write for Early {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.pending += written;
+        if self.pending >= Self::AT_ONCE {
+            self.pending = 0;
+            begin_writing(self.file.as_fd());
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The disk has what was written, and need not wait for the sync. Only a hint: what counts is the sync.
+fn begin_writing(file: BorrowedFd<'_>) {
+    let _ = postern_sys::start_writeback(file, 0, 0);
 }
 
 /// A sync of the whole file system also waits for what others wrote. Where that was long, files are synced one by one
@@ -119,8 +166,6 @@ fn version(release: &str) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use super::*;
     use crate::place::directory;
 

@@ -11,12 +11,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use postern_smtp::Reply;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Early};
 use crate::place::{Links, Way, enter};
 use crate::trouble::deferred;
-
-/// Of a large message the disk is given so many octets while the next ones are written.
-const AT_ONCE: usize = 1024 * 1024;
 
 /// An open Maildir.
 #[derive(Debug)]
@@ -120,30 +117,6 @@ impl Names {
     }
 }
 
-/// A file that is on its way to the disk while the rest of it is still written.
-struct Early {
-    file: File,
-    /// Octets that the disk was not given yet.
-    pending: usize,
-}
-
-impl Write for Early {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.pending += written;
-        if self.pending >= AT_ONCE {
-            self.pending = 0;
-            // Only a hint: what counts is the sync.
-            let _ = postern_sys::start_writeback(self.file.as_fd(), 0, 0);
-        }
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
 impl Maildir {
     /// Opens the Maildir that `directory` is, and makes its parts when they are missing.
     pub fn open(directory: BorrowedFd<'_>, links: Links, way: &mut Way) -> io::Result<Self> {
@@ -179,14 +152,14 @@ impl Maildir {
     {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let file = Early { file: File::from(openat(&self.tmp, name, flags, mode)?), pending: 0 };
+        let file = Early::from(File::from(openat(&self.tmp, name, flags, mode)?));
         let mut out = BufWriter::with_capacity(64 * 1024, file);
-        let outcome = write(&mut out).and_then(|()| Ok(out.into_inner().map_err(|e| e.into_error())?.file));
+        let outcome = write(&mut out).and_then(|()| out.into_inner().map_err(|e| e.into_error()));
         if outcome.is_err() {
             self.remove(&self.tmp, name);
         }
         // A missing directory is told by opening alone: whatever else is "not found" is not that.
-        outcome.map_err(|error| match error.kind() {
+        outcome.map(File::from).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => io::Error::other(error.to_string()),
             _ => error,
         })
@@ -275,7 +248,7 @@ mod tests {
     fn a_large_message_is_whole() {
         let temp = tempfile::tempdir().unwrap();
         let maildir = opened(temp.path());
-        let content: Vec<u8> = (0..2 * AT_ONCE as u32 + 12_345).map(|n| (n % 251) as u8).collect();
+        let content: Vec<u8> = (0..2 * Early::AT_ONCE as u32 + 12_345).map(|n| (n % 251) as u8).collect();
         let pieces = content.clone();
         let writing: Writing =
             Box::new(move |out| pieces.chunks(100_003).try_for_each(|piece| out.write_all(piece)));
