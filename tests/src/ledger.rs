@@ -5,7 +5,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use postern_spool::Found;
@@ -19,6 +19,7 @@ use crate::system::System;
 #[derive(Debug, Default)]
 pub struct Ledger {
     accepted: Mutex<Vec<String>>,
+    grown: Condvar,
     next: AtomicUsize,
     ended: AtomicBool,
 }
@@ -27,6 +28,14 @@ impl Ledger {
     /// Notes that somebody promised to deliver the message of that subject.
     pub fn note(&self, subject: String) {
         self.lock().push(subject);
+        self.grown.notify_all();
+    }
+
+    /// Waits until so many messages were accepted. False when they were not in that time.
+    pub fn reaches(&self, count: usize, patience: Duration) -> bool {
+        let few = |accepted: &mut Vec<String>| accepted.len() < count;
+        let waited = self.grown.wait_timeout_while(self.lock(), patience, few);
+        waited.unwrap_or_else(PoisonError::into_inner).0.len() >= count
     }
 
     /// How many messages were accepted so far.
@@ -93,7 +102,7 @@ impl Ledger {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<String>> {
-        self.accepted.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
