@@ -60,7 +60,7 @@ pub(crate) fn measure(name: Name, cell: Cell, task: &Task) -> Figures {
 }
 
 /// Waits until so many are there. Looking costs the system's time, so it is done seldom when it is long.
-fn wait(what: &str, expected: usize, there: impl Fn() -> usize) {
+fn wait(what: &str, expected: usize, mut there: impl FnMut() -> usize) {
     let (mut last, mut since) = (0, Instant::now());
     loop {
         let begin = Instant::now();
