@@ -12,7 +12,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use postern_smtp::Reply;
 
 use crate::disk::{Disk, Early};
-use crate::place::{Links, Way, enter};
+use crate::place::{Links, Way, make, open_in};
 use crate::trouble::deferred;
 
 /// An open Maildir.
@@ -118,13 +118,14 @@ impl Names {
 }
 
 impl Maildir {
-    /// Opens the Maildir that `directory` is, and makes its parts when they are missing.
-    pub fn open(directory: BorrowedFd<'_>, links: Links, way: &mut Way) -> io::Result<Self> {
-        enter(directory, OsStr::new("cur"), links, way)?;
-        Ok(Self {
-            tmp: enter(directory, OsStr::new("tmp"), links, way)?,
-            new: enter(directory, OsStr::new("new"), links, way)?,
-        })
+    /// Opens the Maildir that `directory` is, and makes its parts when they are missing. A way to it leads through
+    /// the directory.
+    pub fn open(directory: BorrowedFd<'_>, links: Links) -> io::Result<Self> {
+        let [cur, tmp, new] = ["cur", "tmp", "new"].map(OsStr::new);
+        for name in [cur, tmp, new] {
+            make(directory, name)?;
+        }
+        Ok(Self { tmp: open_in(directory, tmp, links)?, new: open_in(directory, new, links)? })
     }
 
     fn write_all<W>(&self, messages: Vec<(String, W)>) -> Result<Vec<Written>, Gone>
@@ -215,10 +216,7 @@ mod tests {
     }
 
     fn opened(path: &std::path::Path) -> Maildir {
-        let mut way = Way::default();
-        let maildir = Maildir::open(directory(path).unwrap().as_fd(), Links::Follow, &mut way).unwrap();
-        way.sync(&mut Disk::one_by_one()).unwrap();
-        maildir
+        Maildir::open(directory(path).unwrap().as_fd(), Links::Follow).unwrap()
     }
 
     fn into(maildir: &Maildir, messages: Vec<(String, Writing)>) -> Delivered {

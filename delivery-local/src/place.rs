@@ -1,15 +1,15 @@
 //! Opening directories on the way to a mailbox, making what is missing.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
+use std::{io, mem};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{Mode, fstat, mkdirat};
+use nix::sys::stat::{Mode, mkdirat};
 
 use crate::disk::Disk;
 
@@ -25,37 +25,56 @@ pub enum Links {
     Refuse,
 }
 
-/// The directories on the way to some mailboxes. Their entries must outlive a crash before anything is reported
-/// that lies beneath; and whoever made one may have been killed before it was on the disk, so that it is there
-/// says nothing.
+/// The directories on the way from a base to some mailboxes. Their entries must outlive a crash before anything is
+/// reported that lies beneath; and whoever made one may have been killed before it was on the disk, so that it is
+/// there says nothing.
 #[derive(Debug, Default)]
-pub struct Way(BTreeMap<(u64, u64), OwnedFd>);
+pub struct Way {
+    /// By their paths beneath the base, whose own is empty: each is opened once for all mailboxes behind it.
+    open: BTreeMap<PathBuf, Rc<OwnedFd>>,
+    /// What may not be at its path any more; but it was, for other mailboxes.
+    left: Vec<Rc<OwnedFd>>,
+}
 
 impl Way {
-    /// The way leads from this directory to one in it.
-    pub fn pass(&mut self, directory: BorrowedFd<'_>) -> io::Result<()> {
-        let status = fstat(directory)?;
-        if let Entry::Vacant(place) = self.0.entry((status.st_dev, status.st_ino)) {
-            place.insert(directory.try_clone_to_owned()?);
-        }
-        Ok(())
+    /// The way leads through this directory, which is at `path`.
+    pub fn through(&mut self, path: &Path, directory: OwnedFd) {
+        self.left.extend(self.open.insert(path.to_owned(), Rc::new(directory)));
     }
 
-    /// The directories, each once.
+    /// Something on the way to `path` was removed: all of it is to be opened anew.
+    pub fn lose(&mut self, path: &Path) {
+        let (left, open) =
+            mem::take(&mut self.open).into_iter().partition(|(known, _)| path.starts_with(known));
+        self.open = open;
+        self.left.extend(BTreeMap::into_values(left));
+    }
+
+    /// The directories.
     pub fn directories(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.0.values().map(AsFd::as_fd)
+        self.open.values().chain(&self.left).map(|directory| directory.as_fd())
     }
 
     /// All of them are on the disk.
     pub fn synced(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 
-    /// Syncs every directory once, and forgets them when that succeeds.
+    /// Syncs every directory, and forgets them when that succeeds.
     pub fn sync(&mut self, disk: &mut Disk) -> io::Result<()> {
         disk.sync(&self.directories().collect::<Vec<_>>()).into_iter().collect::<io::Result<()>>()?;
         self.synced();
         Ok(())
+    }
+
+    /// The directory at `path`, which is opened if it is not open.
+    fn at(&mut self, path: &Path, open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Rc<OwnedFd>> {
+        if let Some(directory) = self.open.get(path) {
+            return Ok(directory.clone());
+        }
+        let directory = Rc::new(open()?);
+        self.open.insert(path.to_owned(), directory.clone());
+        Ok(directory)
     }
 }
 
@@ -64,19 +83,24 @@ pub fn directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
-/// Opens the directory `path` beneath `within`, and makes what is missing. `..` is refused, and a path is never
-/// absolute: each name is opened in the directory before it, which is what openat2's RESOLVE_BENEATH comes to,
+/// Opens the directory `path` beneath the base `within`, and makes what is missing. `..` is refused, and a path is
+/// never absolute: each name is opened in the directory before it, which is what openat2's RESOLVE_BENEATH comes to,
 /// on every kernel.
 pub fn beneath(within: BorrowedFd<'_>, path: &Path, links: Links, way: &mut Way) -> io::Result<OwnedFd> {
-    let mut at = within.try_clone_to_owned()?;
-    for component in path.components() {
-        at = match component {
-            Component::Normal(name) => enter(at.as_fd(), name, links, way)?,
-            Component::CurDir => continue,
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return Err(escapes(path)),
-        };
+    let name = |component| match component {
+        Component::Normal(name) => Some(Ok(name)),
+        Component::CurDir => None,
+        Component::ParentDir | Component::RootDir | Component::Prefix(_) => Some(Err(escapes(path))),
+    };
+    let mut names = path.components().filter_map(name).collect::<io::Result<Vec<&OsStr>>>()?;
+    let Some(last) = names.pop() else { return within.try_clone_to_owned() };
+    let mut here = PathBuf::new();
+    let mut at = way.at(&here, || within.try_clone_to_owned())?;
+    for name in names {
+        here.push(name);
+        at = way.at(&here, || enter(at.as_fd(), name, links))?;
     }
-    Ok(at)
+    enter(at.as_fd(), last, links)
 }
 
 /// The directory of a file beneath `within`, opened as by [`beneath`], and the file's name.
@@ -91,20 +115,29 @@ pub fn parent_beneath<'a>(
 }
 
 /// Opens a directory in another, and makes it when it is missing.
-pub fn enter(at: BorrowedFd<'_>, name: &OsStr, links: Links, way: &mut Way) -> io::Result<OwnedFd> {
-    way.pass(at)?;
+pub fn enter(at: BorrowedFd<'_>, name: &OsStr, links: Links) -> io::Result<OwnedFd> {
+    match open_in(at, name, links) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        outcome => return outcome,
+    }
+    make(at, name)?;
+    open_in(at, name, links)
+}
+
+/// Makes a directory in another, if there is nothing of this name.
+pub fn make(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match mkdirat(at, name, PRIVATE) {
+        // Somebody else was faster: so be it.
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Opens a directory in another.
+pub fn open_in(at: BorrowedFd<'_>, name: &OsStr, links: Links) -> io::Result<OwnedFd> {
     let mut flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     if links == Links::Refuse {
         flags |= OFlag::O_NOFOLLOW;
-    }
-    match openat(at, name, flags, Mode::empty()) {
-        Err(Errno::ENOENT) => {}
-        outcome => return Ok(outcome?),
-    }
-    match mkdirat(at, name, PRIVATE) {
-        // Somebody else was faster: so be it.
-        Ok(()) | Err(Errno::EEXIST) => {}
-        Err(error) => return Err(error.into()),
     }
     Ok(openat(at, name, flags, Mode::empty())?)
 }
@@ -126,15 +159,31 @@ mod tests {
         let mut way = Way::default();
         beneath(base.as_fd(), Path::new("v.test/u"), Links::Refuse, &mut way).unwrap();
         beneath(base.as_fd(), Path::new("v.test/w"), Links::Refuse, &mut way).unwrap();
-        assert_eq!(way.0.len(), 2, "the base and the domain, each once");
+        assert_eq!(way.directories().count(), 2, "the base and the domain, each once");
         way.sync(&mut Disk::one_by_one()).unwrap();
-        assert!(way.0.is_empty());
+        assert_eq!(way.directories().count(), 0);
         let made = std::fs::metadata(temp.path().join("v.test/u")).unwrap();
         assert!(made.is_dir());
         assert_eq!(made.permissions().mode() & 0o777, 0o700);
         for path in ["../x", "/etc", "a/../../x", "v.test/../.."] {
             assert!(beneath(base.as_fd(), Path::new(path), Links::Refuse, &mut way).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn what_was_removed_is_made_anew() {
+        let temp = tempfile::tempdir().unwrap();
+        let base = directory(temp.path()).unwrap();
+        let (mut way, path) = (Way::default(), Path::new("v.test/u"));
+        beneath(base.as_fd(), Path::new("w.test/u"), Links::Refuse, &mut way).unwrap();
+        beneath(base.as_fd(), path, Links::Refuse, &mut way).unwrap();
+        std::fs::remove_dir_all(temp.path().join("v.test")).unwrap();
+        let lost = beneath(base.as_fd(), path, Links::Refuse, &mut way).unwrap_err();
+        assert_eq!(lost.kind(), io::ErrorKind::NotFound);
+        way.lose(path);
+        beneath(base.as_fd(), path, Links::Refuse, &mut way).unwrap();
+        assert!(temp.path().join(path).is_dir());
+        assert_eq!(way.directories().count(), 5, "what others were made in is synced for them");
     }
 
     #[test]

@@ -97,8 +97,9 @@ fn open(post: &Post, base: Option<OwnedFd>) -> io::Result<(Desk, Option<OwnedFd>
             let rest = path.strip_prefix(within).unwrap_or(path);
             let mut way = Way::default();
             let directory = place::beneath(place::directory(within)?.as_fd(), rest, Links::Follow, &mut way)?;
-            let maildir = Maildir::open(directory.as_fd(), Links::Follow, &mut way)?;
+            let maildir = Maildir::open(directory.as_fd(), Links::Follow)?;
             let disk = Disk::of(directory.as_fd())?;
+            way.through(rest, directory.try_clone()?);
             Ok((Desk::Maildir(maildir, way, disk), Some(directory)))
         }
         Place::Mbox { path } => {
@@ -305,12 +306,26 @@ impl Base {
     }
 
     fn open_maildir(&mut self, path: &str) -> io::Result<()> {
-        if !self.open.contains_key(path) {
-            let way = &mut self.way;
-            let directory = place::beneath(self.directory.as_fd(), Path::new(path), Links::Refuse, way)?;
-            self.open.insert(path.to_owned(), Maildir::open(directory.as_fd(), Links::Refuse, way)?);
+        if self.open.contains_key(path) {
+            return Ok(());
         }
+        let (directory, maildir) =
+            self.find_maildir(Path::new(path)).or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => {
+                    self.way.lose(Path::new(path));
+                    self.find_maildir(Path::new(path))
+                }
+                _ => Err(error),
+            })?;
+        self.way.through(Path::new(path), directory);
+        self.open.insert(path.to_owned(), maildir);
         Ok(())
+    }
+
+    fn find_maildir(&mut self, path: &Path) -> io::Result<(OwnedFd, Maildir)> {
+        let directory = place::beneath(self.directory.as_fd(), path, Links::Refuse, &mut self.way)?;
+        let maildir = Maildir::open(directory.as_fd(), Links::Refuse)?;
+        Ok((directory, maildir))
     }
 
     fn fill_mbox(&mut self, path: &str, jobs: &mut [&mut Job]) {
