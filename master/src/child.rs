@@ -71,7 +71,7 @@ impl Running {
 
 /// The programs of a configuration, in the order they are started.
 pub(crate) fn peers(config: &Config) -> impl Iterator<Item = Peer> + use<> {
-    let workers = config.smtp.workers;
+    let workers = config.smtp.workers();
     Role::CHILDREN.into_iter().flat_map(move |role| {
         let instances = if role == Role::Smtpd { workers } else { 1 };
         (0..instances).map(move |instance| Peer { role, instance })

@@ -4,7 +4,6 @@ use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use crate::abuse::{Limit, Limits};
-use crate::read::default_workers;
 use crate::rules::Stage;
 use crate::types::{
     BareNewline, Config, LmtpServer, LogTarget, MailboxTemplate, Nexthop, RoutePattern, Service, Table,
@@ -218,7 +217,7 @@ impl Config {
         }
         let smtp = &self.smtp;
         out.title("[smtp] Limits of a worker");
-        out.value("workers", smtp.workers, smtp.workers == default_workers());
+        out.value("workers", smtp.workers(), smtp.workers.is_none());
         out.value("message-size", size(smtp.message_size), smtp.message_size == 50 << 20);
         out.value("recipients", smtp.recipients, smtp.recipients == 1000);
         for (key, limit) in [("recipient-domains", smtp.recipient_domains), ("messages", smtp.messages)] {

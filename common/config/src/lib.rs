@@ -44,7 +44,6 @@ pub use parts::{
     AuthPart, KeysPart, LmtpPart, LocalPart, LookupPart, QueuePart, RemotePart, ResolverPart, SmtpdPart,
     VerifyPart,
 };
-pub use read::default_workers;
 pub use rules::{
     AddressPattern, Condition, HeaderPattern, NamePattern, PolicyServer, Rule, RuleAction, RuleReply, Stage,
     TableKey, Test,
@@ -52,7 +51,7 @@ pub use rules::{
 pub use types::{
     BareNewline, Config, Delivery, EnhancedStatus, Listen, LmtpServer, Local, LogTarget, MailboxTemplate,
     Nexthop, QueueLimits, Relay, Reserve, Route, RoutePattern, Service, SmtpLimits, Table, Tls, UserSet, Via,
-    Virtual,
+    Virtual, default_workers,
 };
 
 /// Largest file, octets: a list of users can be long, a log file taken for a configuration is longer.

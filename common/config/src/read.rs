@@ -264,7 +264,7 @@ impl Reader<'_> {
         let xforward = self.list(&section, "xforward", value::trusted_network);
         [&xclient, &xforward].into_iter().for_each(|networks| self.doubles(networks));
         SmtpLimits {
-            workers: self.number(&section, "workers", 1..=64).map_or_else(default_workers, |n| n as u16),
+            workers: self.number(&section, "workers", 1..=64).map(|n| n as u16),
             // RFC 5321 §4.5.3.1.7 asks for at least 64 KiB; a smaller limit is the operator's to choose.
             message_size: self.size(&section, "message-size", 1000..=1 << 40).unwrap_or(50 << 20),
             recipients: self.number(&section, "recipients", 1..=100_000).unwrap_or(1000) as u32,
@@ -390,11 +390,4 @@ fn shown(pattern: &RoutePattern) -> String {
         RoutePattern::Below(domain) => format!("`.{domain}`"),
         RoutePattern::Any => "`*`".to_owned(),
     }
-}
-
-/// One worker for two cores: its loop fills one, and what its messages cost behind it, in the threads that write
-/// and in the programs that deliver, the other. More workers also mean more files in the spool for the same
-/// messages: those of one worker share theirs.
-pub fn default_workers() -> u16 {
-    std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 64) as u16)
 }

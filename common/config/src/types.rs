@@ -250,8 +250,8 @@ pub struct Tls {
 /// `[smtp]`: what one smtpd worker takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SmtpLimits {
-    /// `workers`, default one for two cores, at most 64.
-    pub workers: u16,
+    /// `workers`, if the configuration says: 1 to 64.
+    pub workers: Option<u16>,
     /// `message-size`, octets, default 50 MiB (SIZE, RFC 1870).
     pub message_size: u64,
     /// `recipients` of one message, default 1000.
@@ -283,6 +283,21 @@ pub struct SmtpLimits {
     pub xclient: Vec<IpNet>,
     /// `xforward`: who may say where a message came from. Default: nobody.
     pub xforward: Vec<IpNet>,
+}
+
+impl SmtpLimits {
+    /// How many workers: [`default_workers`] if the configuration does not say. Reading one does not ask: that takes
+    /// the system a dozen calls, and each run of `sendmail` reads it.
+    pub fn workers(&self) -> u16 {
+        self.workers.unwrap_or_else(default_workers)
+    }
+}
+
+/// One worker for two cores: its loop fills one, and what its messages cost behind it, in the threads that write
+/// and in the programs that deliver, the other. More workers also mean more files in the spool for the same
+/// messages: those of one worker share theirs.
+pub fn default_workers() -> u16 {
+    std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 64) as u16)
 }
 
 /// `[queue]`

@@ -93,7 +93,7 @@ fn the_host_of_the_manual() {
     assert_eq!(config.log, LogTarget::Syslog);
     assert_eq!(config.routes[0].via, Via::Smtp(Nexthop::Address("10.1.2.3:2525".parse().unwrap())));
     assert_eq!(config.smtp.message_size, 52_428_800);
-    assert!((1..=64).contains(&config.smtp.workers));
+    assert!((1..=64).contains(&config.smtp.workers()));
     assert_eq!(config.queue.retry_most, Duration::from_secs(4200));
     assert_eq!(config.spool.as_os_str(), "/var/spool/postern");
 }

@@ -269,7 +269,7 @@ fn fixed_part_that_differs(old: &Config, new: &Config) -> Option<&'static str> {
         ("spool", old.spool != new.spool),
         ("runtime", old.runtime != new.runtime),
         ("[[listen]]", old.listen != new.listen),
-        ("[smtp] workers", old.smtp.workers != new.smtp.workers),
+        ("[smtp] workers", old.smtp.workers() != new.smtp.workers()),
         ("[tls]", old.tls != new.tls),
         ("[virtual] mailbox or owner", base(old) != base(new) || owner(old) != owner(new)),
         ("the kind of log", std::mem::discriminant(&old.log) != std::mem::discriminant(&new.log)),

@@ -41,7 +41,7 @@ pub(crate) static CHANGING: AtomicUsize = AtomicUsize::new(0);
 /// Limits for tests.
 pub(crate) fn limits() -> SmtpLimits {
     SmtpLimits {
-        workers: 1,
+        workers: Some(1),
         message_size: 50 << 20,
         recipients: 100,
         recipient_domains: None,
