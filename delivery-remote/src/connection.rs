@@ -152,6 +152,12 @@ impl Connection {
         })
     }
 
+    /// From now on it is one to this destination, of which its server is a candidate.
+    pub(crate) fn belongs_to(&mut self, destination: Destination, candidate: Candidate) {
+        self.relay = candidate.relay();
+        (self.destination, self.candidate) = (destination, candidate);
+    }
+
     /// The kernel says that something can be read, or written.
     pub(crate) fn woken(&mut self, event: &Event) {
         self.readiness.tell(event);

@@ -1,6 +1,7 @@
 //! What there is for each destination: how many connections, which of them are idle, and the jobs that wait for one.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mio::Token;
@@ -10,6 +11,8 @@ use postern_ipc::queue_agent::Destination;
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
     lanes: HashMap<Destination, Lane>,
+    /// The idle connections by their servers, those by TCP: a server may be the exchanger of many destinations.
+    idle_at: HashMap<SocketAddr, Vec<Token>>,
     idle: usize,
     /// A connection of these was closed: a job that waits may make another.
     freed: Vec<Destination>,
@@ -26,10 +29,16 @@ const ONE_BY_ONE_MAX: usize = 10_000;
 #[derive(Debug, Default)]
 struct Lane {
     connections: usize,
-    idle: Vec<Token>,
+    idle: Vec<Idle>,
     waiting: VecDeque<u64>,
     /// Busy connections that can take one more.
     roomy: VecDeque<Token>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    token: Token,
+    server: Option<SocketAddr>,
 }
 
 impl Lane {
@@ -73,30 +82,52 @@ impl Lanes {
         std::mem::take(&mut self.freed)
     }
 
-    /// A connection has nothing to do.
-    pub(crate) fn rest(&mut self, destination: &Destination, token: Token) {
-        self.lanes.entry(destination.clone()).or_default().idle.push(token);
+    /// A connection has nothing to do. `server` is where it leads to, if that is by TCP.
+    pub(crate) fn rest(&mut self, destination: &Destination, token: Token, server: Option<SocketAddr>) {
+        self.lanes.entry(destination.clone()).or_default().idle.push(Idle { token, server });
+        if let Some(server) = server {
+            self.idle_at.entry(server).or_default().push(token);
+        }
         self.idle += 1;
     }
 
     /// The connection that became idle last.
     pub(crate) fn take_idle(&mut self, destination: &Destination) -> Option<Token> {
-        let token = self.lanes.get_mut(destination)?.idle.pop()?;
-        self.idle -= 1;
-        Some(token)
+        let idle = self.lanes.get_mut(destination)?.idle.pop()?;
+        Some(self.taken(idle))
+    }
+
+    /// Of the connections to a server, whatever destination they were made for, the one that became idle last.
+    pub(crate) fn idle_at(&self, server: SocketAddr) -> Option<Token> {
+        self.idle_at.get(&server)?.last().copied()
     }
 
     /// The connection is not idle any more, if it was.
     pub(crate) fn forget_idle(&mut self, destination: &Destination, token: Token) {
         let Some(lane) = self.lanes.get_mut(destination) else { return };
-        let before = lane.idle.len();
-        lane.idle.retain(|idle| *idle != token);
-        self.idle -= before - lane.idle.len();
+        if let Some(place) = lane.idle.iter().rposition(|idle| idle.token == token) {
+            let idle = lane.idle.remove(place);
+            self.taken(idle);
+        }
+    }
+
+    fn taken(&mut self, Idle { token, server }: Idle) -> Token {
+        self.idle -= 1;
+        if let Some(server) = server
+            && let Some(tokens) = self.idle_at.get_mut(&server)
+        {
+            // It is mostly the last.
+            tokens.iter().rposition(|idle| *idle == token).map(|place| tokens.remove(place));
+            if tokens.is_empty() {
+                self.idle_at.remove(&server);
+            }
+        }
+        token
     }
 
     /// Every idle connection.
     pub(crate) fn all_idle(&self) -> Vec<Token> {
-        self.lanes.values().flat_map(|lane| &lane.idle).copied().collect()
+        self.lanes.values().flat_map(|lane| &lane.idle).map(|idle| idle.token).collect()
     }
 
     /// How many are idle.
@@ -168,6 +199,10 @@ mod tests {
         Destination::Smtp(Nexthop::Address(([127, 0, 0, 1], n).into()))
     }
 
+    fn server(n: usize) -> SocketAddr {
+        ([127, 0, 0, 1], n as u16).into()
+    }
+
     proptest! {
         /// Whatever happens in whatever order: the limit holds, an idle connection is given once, nobody who waits
         /// is forgotten, and nothing of a destination that nobody needs is kept.
@@ -192,7 +227,7 @@ mod tests {
                         waiting[at as usize].push_back(n as u64);
                     }
                     2 => if let Some(place) = open.iter().position(|busy| busy.0 == at && !idle.contains(busy)) {
-                        lanes.rest(&to, Token(open[place].1));
+                        lanes.rest(&to, Token(open[place].1), (n % 3 > 0).then(|| server(n % 3)));
                         idle.push(open[place]);
                     },
                     3 => {
@@ -222,12 +257,22 @@ mod tests {
                     }
                 }
                 prop_assert!(lanes.lanes.values().all(|lane| !lane.is_unused()));
+                for (server, tokens) in &lanes.idle_at {
+                    prop_assert_eq!(lanes.idle_at(*server), tokens.last().copied());
+                    let of = |idle: &&Idle| idle.server == Some(*server);
+                    let mut idle: Vec<Token> =
+                        lanes.lanes.values().flat_map(|lane| lane.idle.iter().filter(of)).map(|idle| idle.token).collect();
+                    idle.sort_unstable();
+                    let mut tokens = tokens.clone();
+                    tokens.sort_unstable();
+                    prop_assert_eq!(idle, tokens);
+                }
                 prop_assert_eq!(lanes.idle(), idle.len());
                 prop_assert_eq!(lanes.all_idle().len(), idle.len());
             }
             lanes.nobody_waits();
             open.into_iter().for_each(|(at, token)| lanes.closed(&destination(at), Token(token)));
-            prop_assert!(lanes.lanes.is_empty() && lanes.idle() == 0);
+            prop_assert!(lanes.lanes.is_empty() && lanes.idle_at.is_empty() && lanes.idle() == 0);
         }
     }
 }

@@ -6,12 +6,13 @@
 //!     destination's servers ([`routing`]: MX records by preference, null MX, addresses where there is no
 //!     MX, address literals and `[host]:port` routes), connects, sends, and reports every recipient
 //!     exactly once: delivered, deferred or failed. A connection that served a message is kept for a few
-//!     seconds for the next one to the same destination, for a hundred messages at most. Where more jobs
-//!     come than there may be connections they wait, and the envelope of one that waits leaves with the
-//!     content of the one before it, which halves the time of a message to a far host. Where a server offers
-//!     CHUNKING, messages of up to 64 KiB leave whole, envelope and content, and one that waits leaves before
-//!     the one ahead of it is answered. Each result is one `Delivery` line in the log. The program is [`Courier`], which is generic over the protocol:
-//!     postern-lmtp is the same with LMTP.
+//!     seconds for the next one to the same destination, or to another of which its server is an exchanger
+//!     as well; for a hundred messages at most. Where more jobs come than there may be connections they
+//!     wait, and the envelope of one that waits leaves with the content of the one before it, which halves
+//!     the time of a message to a far host. Where a server offers CHUNKING, messages of up to 64 KiB leave
+//!     whole, envelope and content, and one that waits leaves before the one ahead of it is answered. Each
+//!     result is one `Delivery` line in the log. The program is [`Courier`], which is generic over the
+//!     protocol: postern-lmtp is the same with LMTP.
 //!
 //! TALKS TO
 //!     queue-manager (`queue_agent`: jobs come, results go), resolver (`resolve`), and servers by TCP;

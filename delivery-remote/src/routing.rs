@@ -105,6 +105,14 @@ impl Candidate {
         }
     }
 
+    /// The server's address, if it is reached by TCP.
+    pub fn server(&self) -> Option<SocketAddr> {
+        match self.endpoint {
+            Endpoint::Tcp(address) => Some(address),
+            Endpoint::Unix(_) => None,
+        }
+    }
+
     /// As in `connect to …`: a Unix socket's path says all.
     pub fn describe(&self) -> String {
         match &self.endpoint {

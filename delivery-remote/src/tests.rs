@@ -98,6 +98,38 @@ fn a_kept_connection_that_went_stale_is_replaced() {
     assert_eq!(lines(&seen).iter().filter(|line| line.starts_with("EHLO")).count(), 2);
 }
 
+/// Many domains have their mail at one provider.
+#[test]
+fn a_server_of_two_destinations_is_connected_to_once() {
+    let (address, seen) = server(2, |line| {
+        static MAILS: AtomicU32 = AtomicU32::new(0);
+        let fourth = || MAILS.fetch_add(1, Ordering::SeqCst) == 3;
+        if line.starts_with("MAIL") && fourth() { None } else { usual(line) }
+    });
+    let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.connections = 1);
+    let host = |name| Destination::Smtp(Nexthop::Host { host: domain(name), port: address.port() });
+    // At the fourth it hangs up: the same server is asked once more, over another connection.
+    for (number, name, connections) in
+        [(1, "a.test", 1), (2, "b.test", 1), (3, "a.test", 1), (4, "b.test", 2), (5, "b.test", 2)]
+    {
+        rig.send(job(number, host(name), &["yes@b.test"]), None);
+        // Whose own connection is idle need not ask for the address.
+        if number < 5 {
+            rig.answer(Ok(RecordData::Addresses(vec!["127.0.0.1".parse().unwrap()])));
+        }
+        let results = rig.results(number);
+        assert!(matches!(results[..], [Outcome::Relayed(_)]), "{results:?}");
+        let relay = format!("{name}[127.0.0.1]:{}", address.port());
+        assert_eq!(results[0].report().relay.as_deref(), Some(&*relay));
+        assert_eq!(
+            (rig.counter("connections"), rig.counter("connections_now")),
+            (connections, 1),
+            "{number}"
+        );
+    }
+    assert_eq!(lines(&seen).iter().filter(|line| line.starts_with("MAIL")).count(), 6);
+}
+
 #[test]
 fn unreachable_servers() {
     let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.reply_timeout = Duration::from_millis(200));

@@ -229,6 +229,29 @@ fn exchangers_are_tried_by_preference() {
     assert_eq!((sink.taken().len(), last.taken().len()), (1, 1));
 }
 
+/// An operator may route mail to a server that has our name; a domain's own records must not lead to it, by whichever
+/// connection.
+#[test]
+fn a_connection_that_is_there_leads_no_mail_in_circles() {
+    if !have(&["nsd"]) || !have_root() {
+        return;
+    }
+    let server = Address::claim();
+    let nsd = Nsd::start(&format!("y IN MX 10 a\na IN A {}", server.ip));
+    let sink = Sink::start_at(server.port(25));
+    let system = System::builder().relay().dns(nsd.address()).route("z.test", &sink.via()).start();
+    sink.behave(|command| match command {
+        "EHLO mx.test" => Answer::Say("250 mx.test".into()),
+        _ => Answer::Usual,
+    });
+    let id = system.smtp().send("a@v.test", &["b@z.test"], &message("as the operator said")).unwrap();
+    system.finished(&id);
+    let id = system.smtp().send("a@v.test", &["b@y.test"], &message("in circles")).unwrap();
+    assert_eq!(system.attempted(&id, "bounced")["dsn"], "5.4.6");
+    assert_eq!(sink.taken().len(), 1);
+    assert_eq!(sink.commands().iter().filter(|command| command.starts_with("EHLO")).count(), 1);
+}
+
 #[test]
 fn without_mx_the_domain_itself_is_asked() {
     if !have(&["nsd"]) || !have_root() {

@@ -11,7 +11,7 @@ use postern_smtp::{EnhancedCode, Reply};
 
 use super::{Agent, local_fault, shutting_down};
 use crate::connection::{Connection, Given, NotOpened, TURN, Turn};
-use crate::routing::{Candidate, Endpoint, Refusal};
+use crate::routing::{Candidate, Refusal};
 
 /// Messages over one connection; then a new one, perhaps to another of the destination's servers.
 const TRANSACTIONS_MAX: u32 = 100;
@@ -29,6 +29,10 @@ pub(crate) const RESTED: Duration = Duration::from_secs(1);
 impl Agent {
     /// Begins to connect for a job; false when another server is to be tried.
     pub(super) fn connect(&mut self, host: &mut Host, job: u64, candidate: Candidate) -> bool {
+        let idle = candidate.server().and_then(|server| self.lanes.idle_at(server));
+        if let Some(token) = idle.filter(|token| self.connections.contains_key(token)) {
+            return self.change_over(host, token, job, candidate);
+        }
         let Some(attempt) = self.attempts.get_mut(&job) else { return true };
         let token = host.token();
         let settings = &self.settings;
@@ -57,6 +61,23 @@ impl Agent {
                 false
             }
         }
+    }
+
+    /// An idle connection changes over to the destination of a job, of which its server is an exchanger as well; false
+    /// when another server is to be tried.
+    fn change_over(&mut self, host: &mut Host, token: Token, job: u64, candidate: Candidate) -> bool {
+        let Some(connection) = self.connections.get_mut(&token) else { return true };
+        let Some(attempt) = self.attempts.get_mut(&job) else { return true };
+        if attempt.route.is_ourselves(&candidate, connection.client.server_name()) {
+            return false;
+        }
+        self.lanes.closed(&connection.destination, token);
+        self.lanes.opened(&attempt.destination);
+        connection.belongs_to(attempt.destination.clone(), candidate.clone());
+        // It may have gone stale: then the server is asked once more.
+        attempt.route.put_back(candidate);
+        self.reuse(host, token, job);
+        true
     }
 
     pub(super) fn reuse(&mut self, host: &mut Host, token: Token, job: u64) {
@@ -319,7 +340,7 @@ impl Agent {
     fn rest(&mut self, host: &Host, token: Token) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         connection.resting_since = Some(host.now());
-        self.lanes.rest(&connection.destination, token);
+        self.lanes.rest(&connection.destination, token, connection.candidate.server());
     }
 
     pub(super) fn quit(&mut self, host: &mut Host, token: Token) {
@@ -348,7 +369,7 @@ impl Agent {
 
     /// Remembers an address that was not reached.
     pub(super) fn not_answering(&mut self, now: Instant, candidate: &Candidate) {
-        let Endpoint::Tcp(address) = candidate.endpoint else { return };
+        let Some(address) = candidate.server() else { return };
         if self.shunned.len() >= SHUNNED_MAX {
             self.shunned.retain(|_, until| *until > now);
         }
