@@ -343,10 +343,10 @@ impl Agent {
             results = rest;
         }
         if done {
-            let held = attempt.connection;
+            let (held, asked) = (attempt.connection, attempt.question);
             self.attempts.remove(&job);
             let _ = self.queue.send(host, &FromAgent::Done { job });
-            self.questions.retain(|_, (asker, _)| *asker != job);
+            asked.and_then(|question| self.questions.remove(&question));
             held.into_iter().for_each(|token| self.release(host, job, token));
         }
     }
@@ -369,6 +369,9 @@ impl Agent {
         }
         let until = host.now() + DNS_PATIENCE;
         self.questions.insert(id, (job, until));
+        if let Some(attempt) = self.attempts.get_mut(&job) {
+            attempt.question = Some(id);
+        }
         self.wake_at(until);
         true
     }
@@ -376,6 +379,7 @@ impl Agent {
     fn answered(&mut self, host: &mut Host, id: RequestId, answer: Result<Records, DnsError>) {
         let Some((job, _)) = self.questions.remove(&id) else { return };
         if let Some(attempt) = self.attempts.get_mut(&job) {
+            attempt.question = None;
             attempt.route.answered(answer);
             self.advance(host, job);
         }

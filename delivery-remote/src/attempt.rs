@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use mio::Token;
 use postern_event::{Attempt as Line, Event, Status};
+use postern_ipc::RequestId;
 use postern_ipc::queue_agent::{Destination, Job, Outcome, Report, Target};
 use postern_smtp::client::{self, Extensions, Form, Transaction, Verdict};
 use postern_smtp::parameters::{Body, DeliverBy, MailParameters};
@@ -25,6 +26,8 @@ pub(crate) struct Attempt {
     pub(crate) source: Source,
     /// The connection it was given to last; it may be another's by now.
     pub(crate) connection: Option<Token>,
+    /// What its route has asked the resolver.
+    pub(crate) question: Option<RequestId>,
     /// A transaction was begun on a connection: it may run to its end while the program stops.
     pub(crate) in_transaction: bool,
     /// It is to be sent alone and in the plain way: how it was sent before may be what it was refused for.
@@ -120,6 +123,7 @@ impl Attempt {
             route,
             source,
             connection: None,
+            question: None,
             in_transaction: false,
             plain: false,
             passes: false,
