@@ -126,9 +126,11 @@ fn a_hundred_reloads_leave_nothing_behind() {
     for _ in 0..95 {
         assert!(system.postern(&["reload"]).status.success());
     }
-    until("no descriptor more than before", Duration::from_secs(5), || {
+    // What one of them left behind would be there 95 times; files for the spool's next messages are made meanwhile, up
+    // to sixteen for each who writes.
+    until("hardly a descriptor more than before", Duration::from_secs(5), || {
         let now = counts();
-        now.iter().zip(&before).all(|(now, before)| now.1 <= before.1 + 1).then_some(())
+        now.iter().zip(&before).all(|(now, before)| now.1 <= before.1 + 20).then_some(())
     });
     assert_eq!(pids.len(), system.pids().len() + 1);
     let id = system.smtp().send("a@x.test", &["u@v.test"], &message("after")).unwrap();
