@@ -1,5 +1,6 @@
 //! What the machine itself allows: the disk, and the generator straight into the sink.
 
+use std::collections::BTreeMap;
 use std::fs::{File, rename};
 use std::io::Write;
 use std::sync::Arc;
@@ -10,42 +11,49 @@ use serde_json::{Value, json};
 
 use crate::beside::{self, Sink};
 use crate::cell::{Cell, Workload};
+use crate::figures::{self, Figures};
 use crate::isolate;
 use crate::workload::source;
 
 /// The task's name.
 pub(crate) const TASK: &str = "limits";
 
-/// Limits at a number of threads or sessions.
-#[derive(Clone, Debug)]
-pub(crate) struct Limit {
-    pub(crate) sessions: usize,
-    /// Files a second: create, write 4 KiB, fsync, rename.
-    pub(crate) files: f64,
-    /// The same with an fsync of the directory after the rename.
-    pub(crate) files_and_directory: f64,
-    /// smtp-source -d into smtp-sink, 4 KiB.
-    pub(crate) sink: f64,
-}
+/// Files a second: create, write 4 KiB, fsync, rename.
+pub(crate) const FILES: &str = "files_per_second";
+/// The same with an fsync of the directory after the rename.
+pub(crate) const FILES_AND_DIRECTORY: &str = "files_and_directory_per_second";
+/// smtp-source -d into smtp-sink, 4 KiB.
+pub(crate) const SINK: &str = "sink_per_second";
 
-/// The limits at each number of sessions in the cells.
-pub(crate) fn of(cells: &[Cell], failures: &mut Vec<String>) -> Vec<Limit> {
-    let mut sessions: Vec<_> = cells.iter().map(|cell| cell.sessions).filter(|n| *n <= 200).collect();
-    sessions.sort_unstable();
-    sessions.dedup();
-    let mut limits = Vec::new();
-    for sessions in sessions {
-        let task = [TASK.to_owned(), sessions.to_string()];
-        let said = isolate::run(&task, Duration::from_secs(60));
-        match said.and_then(|said| from_json(sessions, &said).ok_or(said)) {
-            Ok(limit) => {
-                eprintln!("{limit:?}");
-                limits.push(limit);
+/// The limits by the number of threads or sessions, in each round: a disk does not always do the same either.
+pub(crate) struct Limits(BTreeMap<usize, Vec<Figures>>);
+
+impl Limits {
+    /// At each number of sessions in the cells; nothing is measured yet.
+    pub(crate) fn of(cells: &[Cell]) -> Self {
+        let sessions = cells.iter().map(|cell| cell.sessions).filter(|n| *n <= 200);
+        Self(sessions.map(|sessions| (sessions, Vec::new())).collect())
+    }
+
+    /// One round of all.
+    pub(crate) fn measure(&mut self, failures: &mut Vec<String>) {
+        for (sessions, rounds) in &mut self.0 {
+            let task = [TASK.to_owned(), sessions.to_string()];
+            let said = isolate::run(&task, Duration::from_secs(60));
+            match said.and_then(|said| figures::from_json(&said).ok_or(said)) {
+                Ok(limit) => {
+                    eprintln!("limits at {sessions}: {limit:?}");
+                    rounds.push(limit);
+                }
+                Err(why) => failures.push(format!("limits at {sessions}: {why}")),
             }
-            Err(why) => failures.push(format!("limits at {sessions}: {why}")),
         }
     }
-    limits
+
+    /// By the number of sessions.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &[Figures])> {
+        self.0.iter().map(|(sessions, rounds)| (*sessions, &rounds[..]))
+    }
 }
 
 /// Inside.
@@ -57,17 +65,7 @@ pub(crate) fn measure(sessions: usize) -> Value {
     source(beside::SINK, cell, count, "u@relay.test");
     let sunk = count as f64 / begin.elapsed().as_secs_f64();
     assert!(sink.count() > 0);
-    json!({"files": disk(sessions, false), "files_and_directory": disk(sessions, true), "sink": sunk})
-}
-
-fn from_json(sessions: usize, said: &str) -> Option<Limit> {
-    let figures = crate::figures::from_json(said)?;
-    Some(Limit {
-        sessions,
-        files: *figures.get("files")?,
-        files_and_directory: *figures.get("files_and_directory")?,
-        sink: *figures.get("sink")?,
-    })
+    json!({FILES: disk(sessions, false), FILES_AND_DIRECTORY: disk(sessions, true), SINK: sunk})
 }
 
 fn disk(threads: usize, sync_directory: bool) -> f64 {

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use crate::cell::Cell;
 use crate::figures::{self, Figures, Spread};
-use crate::limits::Limit;
+use crate::limits::Limits;
 use crate::options::Options;
 use crate::peers::Name;
-use crate::{isolate, limits, machine, plan};
+use crate::{isolate, machine, plan};
 
 /// The longest that a round may take.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -19,7 +19,7 @@ pub(crate) struct Results {
     pub(crate) load: [String; 2],
     /// In the order of the plan.
     pub(crate) cells: Vec<Measured>,
-    pub(crate) limits: Vec<Limit>,
+    pub(crate) limits: Limits,
     /// What did not come to its end, in words.
     pub(crate) failures: Vec<String>,
 }
@@ -43,10 +43,11 @@ impl Measured {
 pub(crate) fn run(options: &Options, cells: Vec<Cell>) -> Results {
     let (begin, date, load) = (Instant::now(), machine::now(), machine::load_average());
     let mut failures = Vec::new();
-    let limits = limits::of(&cells, &mut failures);
+    let mut limits = Limits::of(&cells);
     let mut cells: Vec<_> =
         cells.into_iter().map(|cell| Measured { cell, systems: BTreeMap::new() }).collect();
     for round in 0..options.rounds {
+        limits.measure(&mut failures);
         for measured in &mut cells {
             for name in by_turns(options, round, measured.cell) {
                 one(options, Some(round), measured, name, &mut failures);

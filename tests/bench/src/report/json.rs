@@ -6,16 +6,16 @@ use serde_json::{Map, Value, json};
 
 use crate::cgroup;
 use crate::figures::{Figures, spread};
-use crate::limits::Limit;
 use crate::machine;
 use crate::options::Options;
 use crate::peers::Name;
 use crate::rounds::{Measured, Results};
 
 pub(crate) fn all(options: &Options, results: &Results) -> Value {
-    let limit = |limit: &Limit| {
-        json!({"sessions": limit.sessions, "files_per_second": limit.files,
-               "files_and_directory_per_second": limit.files_and_directory, "sink_per_second": limit.sink})
+    let limit = |(sessions, rounds)| {
+        let mut object = of_rounds(rounds);
+        object.insert("sessions".into(), json!(sessions));
+        Value::Object(object)
     };
     let limits: Vec<_> = results.limits.iter().map(limit).collect();
     json!({
@@ -33,7 +33,7 @@ fn workload(measured: &Measured) -> Value {
     object.insert("size".into(), cell.size.into());
     object.insert("messages_per_session".into(), if cell.long { "many" } else { "one" }.into());
     for (name, rounds) in &measured.systems {
-        object.insert(name.to_string(), system(rounds));
+        object.insert(name.to_string(), Value::Object(of_rounds(rounds)));
     }
     if let (Some(ours), Some(theirs)) =
         (measured.systems.get(&Name::Postern), measured.systems.get(&Name::Postfix))
@@ -47,12 +47,12 @@ fn workload(measured: &Measured) -> Value {
     Value::Object(object)
 }
 
-fn system(rounds: &[Figures]) -> Value {
+fn of_rounds(rounds: &[Figures]) -> Map<String, Value> {
     let figures = names(rounds).into_iter().filter_map(|name| {
         let s = spread(rounds, &name)?;
         Some((name, json!({"median": s.median, "min": s.least, "max": s.most})))
     });
-    Value::Object(figures.collect())
+    figures.collect()
 }
 
 fn names(rounds: &[Figures]) -> BTreeSet<String> {

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use crate::figures::{
     ACCEPTED, CPU, DELIVERED, GREETED, MOST, P50, P99, PSS, RSS, STARTED, STARTED_DELIVERED, SWITCHES, SYNCS,
-    SYSCALLS,
+    SYSCALLS, Spread, spread,
 };
+use crate::limits::{FILES, FILES_AND_DIRECTORY, SINK};
 use crate::options::Options;
 use crate::peers::Name;
 use crate::rounds::{Measured, Results};
@@ -123,7 +124,11 @@ fn heading(name: Name) -> String {
 
 fn rate(measured: &Measured, name: Name, figure: &str) -> Option<String> {
     let s = measured.spread(name, figure)?;
-    Some(format!("{} ({}–{})", number(s.median), number(s.least), number(s.most)))
+    Some(median(&s))
+}
+
+fn median(s: &Spread) -> String {
+    format!("{} ({}–{})", number(s.median), number(s.least), number(s.most))
 }
 
 fn several(measured: &Measured, name: Name, figures: &[&str]) -> Option<String> {
@@ -134,13 +139,14 @@ fn several(measured: &Measured, name: Name, figures: &[&str]) -> Option<String> 
 
 fn limits(text: &mut String, results: &Results) {
     text.push_str(
-        "\n**What the machine allows, in the same run**\n\n\
+        "\n**What the machine allows, in the same run: median (least–most)**\n\n\
          | at once | files/s: create, write 4 KiB, fsync, rename | with fsync of the directory | \
          smtp-source straight into smtp-sink, messages/s |\n| ---: | ---: | ---: | ---: |\n",
     );
-    for l in &results.limits {
-        let of = (l.sessions, l.files, l.files_and_directory, l.sink);
-        writeln!(text, "| {} | {:.0} | {:.0} | {:.0} |", of.0, of.1, of.2, of.3).unwrap();
+    for (sessions, rounds) in results.limits.iter() {
+        let shown = [FILES, FILES_AND_DIRECTORY, SINK]
+            .map(|figure| spread(rounds, figure).map_or("–".to_owned(), |s| median(&s)));
+        writeln!(text, "| {sessions} | {} |", shown.join(" | ")).unwrap();
     }
 }
 
