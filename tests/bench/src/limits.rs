@@ -25,7 +25,8 @@ pub(crate) const FILES_AND_DIRECTORY: &str = "files_and_directory_per_second";
 /// smtp-source -d into smtp-sink, 4 KiB.
 pub(crate) const SINK: &str = "sink_per_second";
 
-/// The limits by the number of threads or sessions, in each round: a disk does not always do the same either.
+/// The limits by the number of threads or sessions, in each round (of a quick run, in the first): a disk does not
+/// always do the same either.
 pub(crate) struct Limits(BTreeMap<usize, Vec<Figures>>);
 
 impl Limits {
