@@ -42,12 +42,9 @@ impl Way {
         self.left.extend(self.open.insert(path.to_owned(), Rc::new(directory)));
     }
 
-    /// Something on the way to `path` was removed: all of it is to be opened anew.
-    pub fn lose(&mut self, path: &Path) {
-        let (left, open) =
-            mem::take(&mut self.open).into_iter().partition(|(known, _)| path.starts_with(known));
-        self.open = open;
-        self.left.extend(BTreeMap::into_values(left));
+    /// Something on the way was removed: all is to be opened anew.
+    pub fn lose(&mut self) {
+        self.left.extend(mem::take(&mut self.open).into_values());
     }
 
     /// The directories.
@@ -180,7 +177,7 @@ mod tests {
         std::fs::remove_dir_all(temp.path().join("v.test")).unwrap();
         let lost = beneath(base.as_fd(), path, Links::Refuse, &mut way).unwrap_err();
         assert_eq!(lost.kind(), io::ErrorKind::NotFound);
-        way.lose(path);
+        way.lose();
         beneath(base.as_fd(), path, Links::Refuse, &mut way).unwrap();
         assert!(temp.path().join(path).is_dir());
         assert_eq!(way.directories().count(), 5, "what others were made in is synced for them");

@@ -309,15 +309,15 @@ impl Base {
         if self.open.contains_key(path) {
             return Ok(());
         }
-        let (directory, maildir) =
-            self.find_maildir(Path::new(path)).or_else(|error| match error.kind() {
-                io::ErrorKind::NotFound => {
-                    self.way.lose(Path::new(path));
-                    self.find_maildir(Path::new(path))
-                }
-                _ => Err(error),
-            })?;
-        self.way.through(Path::new(path), directory);
+        let at = Path::new(path);
+        let (directory, maildir) = self.find_maildir(at).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                self.way.lose();
+                self.find_maildir(at)
+            }
+            _ => Err(error),
+        })?;
+        self.way.through(at, directory);
         self.open.insert(path.to_owned(), maildir);
         Ok(())
     }
