@@ -130,6 +130,43 @@ fn a_server_of_two_destinations_is_connected_to_once() {
     assert_eq!(lines(&seen).iter().filter(|line| line.starts_with("MAIL")).count(), 6);
 }
 
+/// A server that went away leaves as many stale connections as there were: a job tries one of them.
+#[test]
+fn a_job_takes_over_one_connection_at_most() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, (tell, _seen)) = (listener.local_addr().unwrap(), channel());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let tell = tell.clone();
+            std::thread::spawn(move || {
+                let third = |line: &str| {
+                    static MAILS: AtomicU32 = AtomicU32::new(0);
+                    let third = line.starts_with("MAIL") && MAILS.fetch_add(1, Ordering::SeqCst) == 2;
+                    if third { None } else { usual(line) }
+                };
+                serve(stream, third, &tell);
+            });
+        }
+    });
+    let mut rig = Rig::new(Protocol::Smtp, |_| {});
+    let host = |name| Destination::Smtp(Nexthop::Host { host: domain(name), port: address.port() });
+    let addresses = || Ok(RecordData::Addresses(vec!["127.0.0.1".parse().unwrap()]));
+    for (number, name) in [(1, "a.test"), (2, "b.test")] {
+        rig.send(job(number, host(name), &["yes@b.test"]), None);
+    }
+    for _ in 0..2 {
+        rig.answer(addresses());
+    }
+    for number in [1, 2] {
+        assert!(matches!(rig.results(number)[..], [Outcome::Relayed(_)]));
+    }
+    assert_eq!(rig.counter("connections"), 2);
+    rig.send(job(3, host("c.test"), &["yes@b.test"]), None);
+    rig.answer(addresses());
+    assert!(matches!(rig.results(3)[..], [Outcome::Relayed(_)]));
+    assert_eq!((rig.counter("connections"), rig.counter("connections_reused")), (3, 1));
+}
+
 #[test]
 fn unreachable_servers() {
     let mut rig = Rig::new(Protocol::Smtp, |delivery| delivery.reply_timeout = Duration::from_millis(200));

@@ -29,11 +29,13 @@ pub(crate) const RESTED: Duration = Duration::from_secs(1);
 impl Agent {
     /// Begins to connect for a job; false when another server is to be tried.
     pub(super) fn connect(&mut self, host: &mut Host, job: u64, candidate: Candidate) -> bool {
-        let idle = candidate.server().and_then(|server| self.lanes.idle_at(server));
+        let Some(attempt) = self.attempts.get_mut(&job) else { return true };
+        // One that had a connection is not given the next one that may be as stale: there could be hundreds.
+        let fresh = attempt.connection.is_none();
+        let idle = candidate.server().filter(|_| fresh).and_then(|server| self.lanes.idle_at(server));
         if let Some(token) = idle.filter(|token| self.connections.contains_key(token)) {
             return self.change_over(host, token, job, candidate);
         }
-        let Some(attempt) = self.attempts.get_mut(&job) else { return true };
         let token = host.token();
         let settings = &self.settings;
         let client = Client::new(settings.protocol, settings.hostname.clone());
