@@ -135,7 +135,7 @@ impl Run {
     fn wait(&self, count: usize, already: usize) {
         let user = format!("u{}", self.loads);
         let expected = count * self.cell.workload.recipients();
-        // Who has it is not looked at again: to look at a thousand takes as long as a third of them to be served.
+        // Who has it is not looked at again: a look at a thousand takes 5 ms, and is followed by nine times that of rest.
         let mut served = 0;
         let mut serve_on = || {
             served += (served..1000).take_while(|n| self.in_maildir(&format!("{user}n{n}")) > 0).count();
