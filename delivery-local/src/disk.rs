@@ -1,6 +1,5 @@
 //! How what was written gets onto the disk: with a sync of each file, or with one of the file system.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, TMPFS_MAGIC, fstatfs};
 use nix::sys::utsname::uname;
 use nix::unistd::{fsync, syncfs};
-use postern_sys::XFS_SUPER_MAGIC;
+use postern_sys::{WRITE_BLOCK, XFS_SUPER_MAGIC};
 
 /// With fewer files each is synced by itself.
 const MANY: usize = 4;
@@ -84,44 +83,60 @@ impl Disk {
     }
 }
 
-/// A new file that is on its way to the disk while the rest of it is still written. Only a sync says that it is there.
+/// A file that is written in blocks ([`WRITE_BLOCK`]), and is on its way to the disk while the rest of it is still
+/// written. Only a sync says that it is there.
 #[derive(Debug)]
-pub struct Early {
-    file: File,
+pub struct Blocks<F> {
+    file: F,
+    /// What is not written yet.
+    block: Vec<u8>,
+    /// How long it will be.
+    room: usize,
     /// Octets that the disk was not given yet.
     pending: usize,
 }
 
-impl Early {
+impl<F: AsFd + Write> Blocks<F> {
     /// So many octets are given to the disk while the next ones are written.
     pub const AT_ONCE: usize = 1024 * 1024;
-}
 
-impl From<File> for Early {
-    fn from(file: File) -> Self {
-        Self { file, pending: 0 }
+    /// A file whose next octet is at this place.
+    pub fn new(file: F, at: u64) -> Self {
+        let room = WRITE_BLOCK - (at % WRITE_BLOCK as u64) as usize;
+        Self { file, block: Vec::with_capacity(room), room, pending: 0 }
     }
-}
 
-impl From<Early> for File {
-    fn from(early: Early) -> Self {
-        early.file
+    /// Writes what is left of it, and gives back the file.
+    pub fn finish(mut self) -> io::Result<F> {
+        self.file.write_all(&self.block)?;
+        Ok(self.file)
     }
-}
 
-impl Write for Early {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.pending += written;
+    fn write_block(&mut self) -> io::Result<()> {
+        self.file.write_all(&self.block)?;
+        self.pending += self.block.len();
+        self.block.clear();
+        self.room = WRITE_BLOCK;
         if self.pending >= Self::AT_ONCE {
             self.pending = 0;
             begin_writing(self.file.as_fd());
         }
-        Ok(written)
+        Ok(())
+    }
+}
+
+impl<F: AsFd + Write> Write for Blocks<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.get(..self.room - self.block.len()).unwrap_or(bytes);
+        self.block.extend_from_slice(taken);
+        if self.block.len() == self.room {
+            self.write_block()?;
+        }
+        Ok(taken.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        Ok(())
     }
 }
 
@@ -166,8 +181,57 @@ fn version(release: &str) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::place::directory;
+
+    /// Remembers each write.
+    #[derive(Debug)]
+    struct Writes(File, Vec<Vec<u8>>);
+
+    impl AsFd for Writes {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    impl Write for Writes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1.push(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    proptest! {
+        /// Every octet once, in its order; each write ends where a block does, but for the last.
+        #[test]
+        fn what_is_written_is_whole_blocks(
+            at in 0u64..3 * WRITE_BLOCK as u64,
+            pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..20),
+            times in 1usize..300,
+        ) {
+            let mut out = Blocks::new(Writes(File::open("/dev/null").unwrap(), Vec::new()), at);
+            let said = pieces.concat().repeat(times);
+            for _ in 0..times {
+                pieces.iter().for_each(|piece| out.write_all(piece).unwrap());
+            }
+            let Writes(_, writes) = out.finish().unwrap();
+            prop_assert!(writes.concat() == said);
+            let mut end = at;
+            for (n, write) in writes.iter().enumerate() {
+                prop_assert!(write.len() <= WRITE_BLOCK);
+                end += write.len() as u64;
+                prop_assert!(n + 1 == writes.len() || end % WRITE_BLOCK as u64 == 0);
+            }
+        }
+    }
 
     #[test]
     fn kernels() {

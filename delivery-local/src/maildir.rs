@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use postern_smtp::Reply;
 
-use crate::disk::{Disk, Early};
+use crate::disk::{Blocks, Disk};
 use crate::place::{Links, Way, make, open_in};
 use crate::trouble::deferred;
 
@@ -153,14 +153,13 @@ impl Maildir {
     {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let file = Early::from(File::from(openat(&self.tmp, name, flags, mode)?));
-        let mut out = BufWriter::with_capacity(64 * 1024, file);
-        let outcome = write(&mut out).and_then(|()| out.into_inner().map_err(|e| e.into_error()));
+        let mut out = Blocks::new(File::from(openat(&self.tmp, name, flags, mode)?), 0);
+        let outcome = write(&mut out).and_then(|()| out.finish());
         if outcome.is_err() {
             self.remove(&self.tmp, name);
         }
         // A missing directory is told by opening alone: whatever else is "not found" is not that.
-        outcome.map(File::from).map_err(|error| match error.kind() {
+        outcome.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => io::Error::other(error.to_string()),
             _ => error,
         })
@@ -246,7 +245,8 @@ mod tests {
     fn a_large_message_is_whole() {
         let temp = tempfile::tempdir().unwrap();
         let maildir = opened(temp.path());
-        let content: Vec<u8> = (0..2 * Early::AT_ONCE as u32 + 12_345).map(|n| (n % 251) as u8).collect();
+        let content: Vec<u8> =
+            (0..2 * Blocks::<File>::AT_ONCE as u32 + 12_345).map(|n| (n % 251) as u8).collect();
         let pieces = content.clone();
         let writing: Writing =
             Box::new(move |out| pieces.chunks(100_003).try_for_each(|piece| out.write_all(piece)));

@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant, SystemTime};
@@ -17,6 +17,7 @@ use nix::unistd::{Uid, UnlinkatFlags, unlinkat};
 use postern_address::ReversePath;
 use postern_smtp::Reply;
 
+use crate::disk::Blocks;
 use crate::trouble::{deferred, unavailable};
 
 /// How long a lock of another program is waited for.
@@ -112,7 +113,7 @@ impl Mbox {
     where
         W: FnOnce(&mut dyn Write) -> io::Result<()>,
     {
-        let mut out = BufWriter::with_capacity(64 * 1024, &self.file);
+        let mut out = Blocks::new(&self.file, begin);
         // Somebody else left a line unfinished: ours must begin one.
         let mut last = [b'\n'];
         if begin > 0 {
@@ -125,7 +126,7 @@ impl Mbox {
         let mut quoter = Quoter::new(&mut out);
         write(&mut quoter)?;
         quoter.finish()?;
-        out.flush()
+        out.finish().map(drop)
     }
 
     /// First fcntl, then the dot-lock (Debian policy §11.6), both without waiting in the kernel: between

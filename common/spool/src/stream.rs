@@ -5,6 +5,8 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use postern_sys::WRITE_BLOCK;
+
 use crate::commit::publish;
 use crate::envelope::Envelope;
 use crate::format::{self, HEAD_LEN, StoredRef};
@@ -14,7 +16,7 @@ use crate::ops::{Directory, Ops, Output, labelled};
 use crate::writer::{Finished, STREAM_ABOVE, Shared, WriteError, WriterDirs};
 
 /// So many octets are given to the disk before the message is finished.
-const BEGIN_AFTER: usize = 256 * 1024;
+const BEGIN_AFTER: usize = 512 * 1024;
 
 /// What the event loop asks for. A stream is named by a serial number, which is never used again: the
 /// event loop's tokens are.
@@ -44,13 +46,13 @@ struct Stream {
     file: Output,
     /// Octets of the body in the file.
     length: u64,
+    /// The beginning of the next block, which is not in the file yet.
+    block: Vec<u8>,
     /// Behind the foot, when that is there.
     end: u64,
     crc: u32,
     /// Octets written since the disk was last told to begin.
     lazy: usize,
-    /// What came since the last write.
-    pending: Vec<Vec<u8>>,
     /// Shared with the event loop, which stops reading its client above a limit.
     unwritten: Arc<AtomicUsize>,
 }
@@ -87,20 +89,14 @@ pub(crate) fn run(shared: &Arc<Shared>, dirs: &WriterDirs, ops: &Ops, n: usize) 
 }
 
 impl Streamer<'_> {
-    /// Does all that was asked since the last round. What is pending is written first, each stream's in one
-    /// call, so that no client waits longer than it must; then what is finished is synced.
+    /// Does all that was asked since the last round. All is written, so that no client waits longer than it must; then
+    /// what is finished is synced.
     fn round(&mut self, commands: Vec<Command>) {
         let mut closing = Vec::new();
-        let mut touched = Vec::new();
         for command in commands {
             match command {
                 Command::Open { serial, token, id, unwritten } => self.open(serial, token, id, unwritten),
-                Command::Append { serial, chunk } => {
-                    if let Some(stream) = self.streams.get_mut(&serial) {
-                        stream.pending.push(chunk);
-                        touched.push(serial);
-                    }
-                }
+                Command::Append { serial, chunk } => self.append(serial, &chunk),
                 Command::Finish { serial, envelope, prepend } => {
                     if let Some(stream) = self.streams.remove(&serial) {
                         closing.push(Closing { serial, stream, envelope, prepend });
@@ -113,7 +109,6 @@ impl Streamer<'_> {
                 }
             }
         }
-        touched.into_iter().for_each(|serial| self.flush(serial));
         // All are on their way before the first is synced: a journal takes them together.
         let written: Vec<Closing> = closing.into_iter().filter_map(|c| self.step(c, Stream::close)).collect();
         if written.len() > 1 {
@@ -132,10 +127,10 @@ impl Streamer<'_> {
                     id,
                     file,
                     length: 0,
+                    block: Vec::with_capacity(WRITE_BLOCK),
                     end: 0,
                     crc: 0,
                     lazy: 0,
-                    pending: Vec::new(),
                     unwritten,
                 };
                 self.streams.insert(serial, stream);
@@ -144,10 +139,10 @@ impl Streamer<'_> {
         }
     }
 
-    /// Writes what is pending; a failure is reported at once, so that the client need not send the rest.
-    fn flush(&mut self, serial: u64) {
+    /// A failure is reported at once, so that the client need not send the rest.
+    fn append(&mut self, serial: u64, chunk: &[u8]) {
         let Some(stream) = self.streams.get_mut(&serial) else { return };
-        if let Err(error) = stream.flush(self.shared, self.ops) {
+        if let Err(error) = stream.append(chunk, self.shared, self.ops) {
             self.ops.discard(&self.tmp, stream.file.name());
             let report = failed(serial, stream.token, stream.id, error);
             self.streams.remove(&serial);
@@ -174,26 +169,50 @@ impl Streamer<'_> {
 }
 
 impl Stream {
-    fn flush(&mut self, shared: &Shared, ops: &Ops) -> Result<(), WriteError> {
-        let pending = std::mem::take(&mut self.pending);
-        let octets: usize = pending.iter().map(Vec::len).sum();
-        if octets == 0 {
+    /// Writes every block that is whole now.
+    fn append(&mut self, chunk: &[u8], shared: &Shared, ops: &Ops) -> Result<(), WriteError> {
+        let mut rest = chunk;
+        while !rest.is_empty() {
+            let room = WRITE_BLOCK - (HEAD_LEN + self.length as usize + self.block.len()) % WRITE_BLOCK;
+            let (part, behind) = rest.split_at(room.min(rest.len()));
+            if self.block.is_empty() && part.len() == room {
+                self.write(part, ops)?;
+            } else {
+                self.block.extend_from_slice(part);
+                if part.len() == room {
+                    self.write_block(ops)?;
+                }
+            }
+            rest = behind;
+        }
+        let before = self.unwritten.fetch_sub(chunk.len(), Ordering::Relaxed);
+        // The event loop stopped reading its client above twice this: tell it to go on.
+        if before > STREAM_ABOVE && before - chunk.len() <= STREAM_ABOVE {
+            shared.wake();
+        }
+        Ok(())
+    }
+
+    fn write_block(&mut self, ops: &Ops) -> Result<(), WriteError> {
+        if self.block.is_empty() {
             return Ok(());
         }
-        let mut slices: Vec<IoSlice<'_>> = pending.iter().map(|chunk| IoSlice::new(chunk)).collect();
-        ops.write(&self.file, &mut slices, HEAD_LEN as u64 + self.length)?;
-        self.crc = pending.iter().fold(self.crc, |crc, chunk| crc32c::crc32c_append(crc, chunk));
-        self.length += octets as u64;
-        self.lazy += octets;
+        let mut block = std::mem::take(&mut self.block);
+        let outcome = self.write(&block, ops);
+        block.clear();
+        self.block = block;
+        outcome
+    }
+
+    fn write(&mut self, octets: &[u8], ops: &Ops) -> Result<(), WriteError> {
+        ops.write(&self.file, &mut [IoSlice::new(octets)], HEAD_LEN as u64 + self.length)?;
+        self.crc = crc32c::crc32c_append(self.crc, octets);
+        self.length += octets.len() as u64;
+        self.lazy += octets.len();
         if self.lazy >= BEGIN_AFTER {
             // While the rest is on its way to us.
             ops.begin(&self.file);
             self.lazy = 0;
-        }
-        let before = self.unwritten.fetch_sub(octets, Ordering::Relaxed);
-        // The event loop stopped reading its client above twice this: tell it to go on.
-        if before > STREAM_ABOVE && before - octets <= STREAM_ABOVE {
-            shared.wake();
         }
         Ok(())
     }
@@ -201,7 +220,7 @@ impl Stream {
     /// The head comes last, since only now is it known where the foot is. All three are covered by
     /// checksums and one sync; until that returned nothing was promised, in whatever order they land.
     fn close(&mut self, by: &Streamer<'_>, envelope: &Envelope, prepend: &[u8]) -> Result<(), WriteError> {
-        self.flush(by.shared, by.ops)?;
+        self.write_block(by.ops)?;
         let (id, length, crc) = (self.id, self.length, self.crc);
         let mut index = Vec::with_capacity(prepend.len() + 512);
         let offset = HEAD_LEN as u64;

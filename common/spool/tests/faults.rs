@@ -80,7 +80,7 @@ fn a_failed_stream_is_reported_at_once() {
         let desk = Desk::new();
         let (probe, _) = failing(which, Errno::ENOSPC);
         let mut writer = desk.probed(probe);
-        let sent = message(1, &[b'x'; 10_000]);
+        let sent = message(1, &[b'x'; 100_000]);
         writer.open_stream(1, sent.id);
         writer.append(1, sent.body.clone());
         if n >= 1 {
@@ -186,7 +186,7 @@ fn no_completion_follows_an_abort_even_of_a_failure() {
     let (probe, _) = failing(|o| matches!(o, Operation::Write(..)), Errno::EIO);
     let mut writer = desk.probed(probe);
     writer.open_stream(1, id(1));
-    writer.append(1, b"x".to_vec());
+    writer.append(1, vec![b'x'; 100_000]);
     desk.next_wake();
     writer.abort_stream(1);
     writer.open_stream(1, id(2));
