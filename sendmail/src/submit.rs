@@ -119,7 +119,8 @@ fn options(arguments: &Arguments, envelope: &Envelope) -> Options {
 
 fn read(input: &mut impl Read, ignore_dots: bool, most: u64) -> Result<Vec<u8>, Failure> {
     let mut lines = Lines::new(ignore_dots);
-    let mut piece = vec![0; 64 * 1024];
+    // No larger: most messages are small, and every page of it is one that the kernel must find for each run.
+    let mut piece = [0; 8 * 1024];
     loop {
         match input.read(&mut piece) {
             Ok(0) => break,
