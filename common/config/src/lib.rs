@@ -32,6 +32,7 @@ mod keys;
 mod parts;
 mod read;
 mod read_rules;
+mod routes;
 mod rules;
 mod shape;
 mod types;
@@ -44,6 +45,7 @@ pub use parts::{
     AuthPart, KeysPart, LmtpPart, LocalPart, LookupPart, QueuePart, RemotePart, ResolverPart, SmtpdPart,
     VerifyPart,
 };
+pub use routes::RouteIndex;
 pub use rules::{
     AddressPattern, Condition, HeaderPattern, NamePattern, PolicyServer, Rule, RuleAction, RuleReply, Stage,
     TableKey, Test,

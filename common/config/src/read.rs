@@ -1,5 +1,8 @@
 //! From the file's tables to a [`Config`], collecting every mistake on the way.
 
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::hash::Hash;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +11,7 @@ use postern_address::Domain;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{ConfigError, Place};
+use crate::routes::RouteIndex;
 use crate::shape::{At, Reader, Section, Value, find, text};
 use crate::types::{
     Config, Delivery, Listen, Local, LogTarget, MailboxTemplate, QueueLimits, Relay, Reserve, Route,
@@ -122,7 +126,7 @@ impl Reader<'_> {
             return None;
         }
         let domains = self.domains(&section);
-        let local: Vec<Domain> = self.domains_quietly(root, "local");
+        let local = self.domains_quietly(root, "local");
         for (at, domain) in domains.iter().flatten() {
             if local.contains(domain) {
                 let help = "[local] is for users with an account here, [virtual] for all others: choose one";
@@ -150,9 +154,9 @@ impl Reader<'_> {
             return self.take(value, value::table(table)).map(UserSet::Table);
         }
         let listed = self.items(value, value::mailbox)?;
+        let ours = domains.map(|domains| domains.iter().map(|(_, d)| d.as_str()).collect::<HashSet<_>>());
         for (at, mailbox) in &listed {
-            let ours = |domains: &[At<Domain>]| domains.iter().any(|(_, d)| d.as_str() == mailbox.host());
-            if !domains.is_none_or(ours) {
+            if !ours.as_ref().is_none_or(|ours| ours.contains(mailbox.host())) {
                 let message = format!("`{}` is not one of the virtual domains", mailbox.host());
                 self.problem(at.clone(), message, Some("add it to `domains` above".to_owned()));
             }
@@ -173,8 +177,8 @@ impl Reader<'_> {
         self.doubles(&networks);
         self.doubles(&domains);
         let local = local.into_iter().flatten().flat_map(|l| &l.domains);
-        let ours: Vec<_> = local.chain(virtual_.into_iter().flatten().flat_map(|v| &v.domains)).collect();
-        for (at, domain) in domains.iter().filter(|(_, domain)| ours.contains(&domain)) {
+        let ours: HashSet<_> = local.chain(virtual_.into_iter().flatten().flat_map(|v| &v.domains)).collect();
+        for (at, domain) in domains.iter().filter(|(_, domain)| ours.contains(domain)) {
             let help = "a domain is either delivered here or relayed; to do so by name, use [[route]]";
             self.problem(at.clone(), format!("`{domain}` is delivered here already"), Some(help.to_owned()));
         }
@@ -227,12 +231,12 @@ impl Reader<'_> {
     }
 
     fn routes(&mut self, root: &DeTable<'_>, local: bool, virtual_: bool) -> Vec<Route> {
-        let mut routes: Vec<Route> = Vec::new();
+        let (mut routes, mut index): (Vec<Route>, _) = (Vec::new(), RouteIndex::default());
         for section in self.tables(root, "[[route]]") {
             let domain = self.required(&section, "domain", text(value::route_pattern));
             let via = self.required(&section, "via", text(value::via));
             if let Some((at, domain)) = &domain
-                && let Some(earlier) = routes.iter().find(|route| covers(&route.domain, domain))
+                && let Some(earlier) = index.covering(domain).and_then(|n| routes.get(n))
             {
                 let help = "the first that matches wins: move this one up, or remove it";
                 let message =
@@ -252,6 +256,7 @@ impl Reader<'_> {
                 );
             }
             if let (Some((_, domain)), Some((_, via))) = (domain, via) {
+                index.push(&domain);
                 routes.push(Route { domain, via });
             }
         }
@@ -337,23 +342,17 @@ impl Reader<'_> {
     }
 
     /// The domains of another section, for comparison: its mistakes are reported where it is read.
-    fn domains_quietly(&self, root: &DeTable<'_>, section: &str) -> Vec<Domain> {
+    fn domains_quietly(&self, root: &DeTable<'_>, section: &str) -> HashSet<Domain> {
         let found =
             find(root, section).and_then(|(_, v)| v.get_ref().as_table()).and_then(|t| find(t, "domains"));
         let items = found.and_then(|(_, v)| v.get_ref().as_array()).into_iter().flatten();
         items.filter_map(|v| Domain::parse(v.get_ref().as_str()?).ok()).collect()
     }
 
-    fn doubles<T: PartialEq + std::fmt::Display>(&mut self, items: &[At<T>]) {
-        let mut doubles = Vec::new();
-        for (n, (at, item)) in items.iter().enumerate() {
-            // Lists of users may be long; beyond this a double does no harm but cost.
-            if n < 2000 && items[..n].iter().any(|(_, earlier)| earlier == item) {
-                doubles.push((at.clone(), format!("`{item}` stands here twice")));
-            }
-        }
-        for (at, message) in doubles {
-            self.problem(at, message, Some("remove one".to_owned()));
+    fn doubles<T: Eq + Hash + Display>(&mut self, items: &[At<T>]) {
+        let mut seen = HashSet::new();
+        for (at, item) in items.iter().filter(|(_, item)| !seen.insert(item)) {
+            self.problem(at.clone(), format!("`{item}` stands here twice"), Some("remove one".to_owned()));
         }
     }
 }
@@ -374,16 +373,6 @@ fn user_name(text: &str) -> Result<String, Mistake> {
 }
 
 /// Everything that `later` is for is taken by `earlier`.
-fn covers(earlier: &RoutePattern, later: &RoutePattern) -> bool {
-    match (earlier, later) {
-        (RoutePattern::Any, _) => true,
-        (RoutePattern::Domain(a), RoutePattern::Domain(b)) => a == b,
-        (RoutePattern::Below(a), RoutePattern::Domain(b)) => a != b && b.is_within(a),
-        (RoutePattern::Below(a), RoutePattern::Below(b)) => b.is_within(a),
-        _ => false,
-    }
-}
-
 fn shown(pattern: &RoutePattern) -> String {
     match pattern {
         RoutePattern::Domain(domain) => format!("`{domain}`"),

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use postern_address::{Domain, Mailbox};
 use postern_config::{
-    EnhancedStatus, LookupPart, MailboxTemplate, Nexthop, Route, RoutePattern, UserSet, Via, Virtual,
+    EnhancedStatus, LookupPart, MailboxTemplate, Nexthop, Route, RouteIndex, RoutePattern, UserSet, Via,
+    Virtual,
 };
 use postern_ipc::queue_agent::{Destination, MailboxKind};
 use postern_ipc::queue_lookup::{Action, Delivery};
@@ -45,6 +46,28 @@ pub struct Tables {
     /// Without root: the only user who can receive.
     pub caller: Option<Account>,
     listed: HashSet<String>,
+    domains: Domains,
+}
+
+/// The configuration's domains, found without a look at each: there may be tens of thousands.
+#[derive(Debug)]
+struct Domains {
+    routes: RouteIndex,
+    local: HashSet<Domain>,
+    virtual_: HashSet<Domain>,
+    relay: HashSet<Domain>,
+}
+
+impl Domains {
+    fn of(config: &LookupPart) -> Self {
+        let set = |domains: &[Domain]| domains.iter().cloned().collect();
+        Self {
+            routes: RouteIndex::new(&config.routes),
+            local: config.local.as_ref().map(|local| set(&local.domains)).unwrap_or_default(),
+            virtual_: config.virtual_.as_ref().map(|virtual_| set(&virtual_.domains)).unwrap_or_default(),
+            relay: set(&config.relay.domains),
+        }
+    }
 }
 
 /// Reads an included file.
@@ -70,7 +93,8 @@ impl Tables {
             Some(UserSet::Listed(users)) => users.iter().map(|u| u.as_str().to_lowercase()).collect(),
             _ => HashSet::new(),
         };
-        Self { config, aliases: Source::Absent, users: Source::Absent, caller, listed }
+        let domains = Domains::of(&config);
+        Self { config, aliases: Source::Absent, users: Source::Absent, caller, listed, domains }
     }
 
     /// smtpd asks: may this mail come in?
@@ -143,22 +167,22 @@ impl Tables {
     }
 
     fn route(&self, domain: Option<&Domain>, wide: bool) -> Option<&Route> {
-        self.config.routes.iter().find(|route| match (&route.domain, domain) {
-            (RoutePattern::Any, _) => wide,
-            (RoutePattern::Below(parent), Some(domain)) => {
-                wide && domain != parent && domain.is_within(parent)
-            }
-            (RoutePattern::Domain(one), Some(domain)) => one == domain,
-            (_, None) => false,
-        })
+        let routes = &self.domains.routes;
+        let place = match (domain, wide) {
+            (Some(domain), true) => routes.first(domain),
+            (Some(domain), false) => routes.exactly(domain),
+            (None, true) => routes.any(),
+            (None, false) => None,
+        };
+        self.config.routes.get(place?)
     }
 
     fn is_listed(&self, domain: &Domain) -> bool {
-        self.is_virtual(domain) || self.config.local.as_ref().is_some_and(|l| l.domains.contains(domain))
+        self.is_virtual(domain) || self.domains.local.contains(domain)
     }
 
     fn is_virtual(&self, domain: &Domain) -> bool {
-        self.config.virtual_.as_ref().is_some_and(|v| v.domains.contains(domain))
+        self.domains.virtual_.contains(domain)
     }
 
     /// `postmaster` at our own name is ours even when that name is no mail domain (RFC 5321 §4.5.1), as
@@ -170,7 +194,7 @@ impl Tables {
 
     fn may_relay(&self, question: &Incoming, domain: Option<&Domain>) -> bool {
         self.is_trusted(question.client, question.authenticated)
-            || domain.is_some_and(|domain| self.config.relay.domains.contains(domain))
+            || domain.is_some_and(|domain| self.domains.relay.contains(domain))
     }
 
     /// The client may relay wherever it likes.
@@ -182,15 +206,10 @@ impl Tables {
 
     /// We keep a domain's mail for another host: it is in `[relay] domains`, or a route of its own leads there.
     pub(crate) fn queues_for(&self, domain: &Domain) -> bool {
-        let routed = self.config.routes.iter().find(|route| match &route.domain {
-            RoutePattern::Domain(one) => one == domain,
-            RoutePattern::Below(parent) => domain != parent && domain.is_within(parent),
-            RoutePattern::Any => true,
-        });
-        match routed.map(|route| (&route.domain, &route.via)) {
+        match self.route(Some(domain), true).map(|route| (&route.domain, &route.via)) {
             Some((RoutePattern::Domain(_) | RoutePattern::Below(_), Via::Smtp(_) | Via::Lmtp(_))) => true,
             Some((RoutePattern::Domain(_), _)) => false,
-            _ => self.config.relay.domains.contains(domain),
+            _ => self.domains.relay.contains(domain),
         }
     }
 
