@@ -15,8 +15,13 @@ use postern_tests::have;
 const TOLERANCE: f64 = 0.05;
 
 /// A core, how often it does its work before counting and how often in all: what is between is counted.
-const CORES: [(&str, u32, u32); 4] =
-    [("session", 20, 120), ("schedule", 100, 600), ("spool", 10, 60), ("frame", 20, 120)];
+const CORES: [(&str, u32, u32); 5] = [
+    ("session", 20, 120),
+    ("schedule", 100, 600),
+    ("spool", 10, 60),
+    ("frame", 20, 120),
+    ("lookup", 20, 120),
+];
 
 #[test]
 fn no_core_got_dearer() {
