@@ -9,6 +9,14 @@ pub const MAX_FRAME: usize = 64 * 1024;
 /// Largest configuration, octets: it travels in a file descriptor, not in a frame.
 pub const MAX_CONFIG: usize = 16 * 1024 * 1024;
 
+/// The decoder counts a number as it is in memory, not as the octet that it may have been: whatever was encoded within
+/// a limit stays below so many times that when it is decoded.
+const WIDEST: usize = 16;
+
+/// What a frame may come to, and a configuration.
+const DECODED_FRAME: usize = WIDEST * MAX_FRAME;
+const DECODED_CONFIG: usize = WIDEST * MAX_CONFIG;
+
 /// Most frames are shorter.
 const ORDINARY: usize = 256;
 
@@ -29,13 +37,9 @@ pub enum FrameError {
     Malformed(String),
 }
 
-fn config<const LIMIT: usize>() -> impl bincode::config::Config {
-    bincode::config::standard().with_limit::<LIMIT>()
-}
-
 /// Encodes one value as a frame.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
-    encode_limited::<T, MAX_FRAME>(value)
+    encode_limited(value, MAX_FRAME)
 }
 
 /// Puts one more value behind those of a frame. False when it would be longer than `most` octets then: it is as it was.
@@ -51,30 +55,30 @@ pub(crate) fn add<T: Serialize>(frame: &mut Vec<u8>, value: &T, most: usize) -> 
 /// Decodes the first value of a frame, or of what [`decode_next`] left of it, and says where the next begins.
 pub(crate) fn decode_next<T: DeserializeOwned>(frame: &[u8], at: usize) -> Result<(T, usize), FrameError> {
     let at = if at == 0 { body(frame)? } else { at };
-    let (value, used) = decode_value::<T, MAX_FRAME>(frame.get(at..).unwrap_or_default())?;
+    let (value, used) = decode_value::<T, DECODED_FRAME>(frame.get(at..).unwrap_or_default())?;
     Ok((value, at + used))
 }
 
 /// Decodes a frame, which must be the whole of `bytes`.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
-    decode_limited::<T, MAX_FRAME>(bytes)
+    decode_limited::<T, DECODED_FRAME>(bytes, MAX_FRAME)
 }
 
 /// As [`encode`], up to [`MAX_CONFIG`].
 pub fn encode_config<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
-    encode_limited::<T, MAX_CONFIG>(value)
+    encode_limited(value, MAX_CONFIG)
 }
 
 /// As [`decode`], up to [`MAX_CONFIG`].
 pub fn decode_config<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
-    decode_limited::<T, MAX_CONFIG>(bytes)
+    decode_limited::<T, DECODED_CONFIG>(bytes, MAX_CONFIG)
 }
 
-fn encode_limited<T: Serialize, const LIMIT: usize>(value: &T) -> Result<Vec<u8>, FrameError> {
+fn encode_limited<T: Serialize>(value: &T, limit: usize) -> Result<Vec<u8>, FrameError> {
     let mut bytes = Vec::with_capacity(ORDINARY);
     bytes.push(VERSION);
     append(&mut bytes, value)?;
-    if bytes.len() > LIMIT { Err(FrameError::TooLong(bytes.len())) } else { Ok(bytes) }
+    if bytes.len() > limit { Err(FrameError::TooLong(bytes.len())) } else { Ok(bytes) }
 }
 
 /// A limit would be heeded in decoding only.
@@ -84,12 +88,15 @@ fn append<T: Serialize>(bytes: &mut Vec<u8>, value: &T) -> Result<(), FrameError
     Ok(())
 }
 
-fn decode_limited<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, FrameError> {
+fn decode_limited<T: DeserializeOwned, const DECODED: usize>(
+    bytes: &[u8],
+    limit: usize,
+) -> Result<T, FrameError> {
     let body = &bytes[body(bytes)?..];
-    if bytes.len() > LIMIT {
+    if bytes.len() > limit {
         return Err(FrameError::TooLong(bytes.len()));
     }
-    let (value, used) = decode_value::<T, LIMIT>(body)?;
+    let (value, used) = decode_value::<T, DECODED>(body)?;
     if used != body.len() {
         return Err(FrameError::Malformed(format!("{} octets behind the value", body.len() - used)));
     }
@@ -104,8 +111,8 @@ fn body(frame: &[u8]) -> Result<usize, FrameError> {
     }
 }
 
-fn decode_value<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<(T, usize), FrameError> {
-    bincode::serde::decode_from_slice(bytes, config::<LIMIT>())
+fn decode_value<T: DeserializeOwned, const DECODED: usize>(bytes: &[u8]) -> Result<(T, usize), FrameError> {
+    bincode::serde::decode_from_slice(bytes, bincode::config::standard().with_limit::<DECODED>())
         .map_err(|e| FrameError::Malformed(e.to_string()))
 }
 
@@ -124,6 +131,9 @@ mod tests {
         assert!(matches!(decode::<(u32, String)>(&bytes), Err(FrameError::Malformed(_))));
         bytes[0] = 9;
         assert!(matches!(decode::<(u32, String)>(&bytes), Err(FrameError::Version(Some(9)))));
+        // As many numbers as there can be, each an octet long.
+        let numbers = vec![1u128; MAX_FRAME - 8];
+        assert_eq!(decode::<Vec<u128>>(&encode(&numbers).unwrap()).unwrap(), numbers);
         // A length that lies: an unlimited decoder would try to allocate it.
         assert!(decode::<Vec<u8>>(&[VERSION, 253, 0, 0, 0, 0, 0, 1, 0, 0]).is_err());
     }
