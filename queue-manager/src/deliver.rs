@@ -43,8 +43,9 @@ impl QueueManager {
                     continue;
                 }
             };
-            self.ways.answered(answer.id, worth_keeping(&answer.deliveries));
-            if !self.scheduler.answer(answer.id, answer.deliveries, host.wall()) {
+            let Some((question, deliveries)) = self.answers.join(answer) else { continue };
+            self.ways.answered(question, worth_keeping(&deliveries));
+            if !self.scheduler.answer(question, deliveries, host.wall()) {
                 host.note(Level::Warning, "lookup answered what it was not asked");
             }
         }
@@ -56,6 +57,7 @@ impl QueueManager {
         if self.lookup.take_lost() {
             self.scheduler.lookup_lost();
             self.ways.forget();
+            self.answers.forget();
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{User, geteuid};
-use postern_tests::{Builder, System, maildir, message};
+use postern_tests::{Answer, Builder, Sink, System, maildir, message};
 
 /// How long a changed file may go unheeded before the test has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -99,6 +99,37 @@ fn aliases_are_followed() {
         Err(refused) => assert!(refused.code >= 400, "{refused}"),
         Ok(id) => drop(system.wait("delivery", |e| e["id"] == *id && e["status"] != "sent")),
     }
+}
+
+/// More than fits into one frame of lookup's answer: each has it once, also those who are deferred at first.
+#[test]
+fn a_list_of_thousands() {
+    const MEMBERS: usize = 5000;
+    let sink = Sink::start();
+    sink.behave(|command| match command.starts_with("RCPT") && command.contains("9@") {
+        true => Answer::Say("451 4.2.0 not now".into()),
+        false => Answer::Usual,
+    });
+    let builder = with_local("maildir:{directory}/homes/{user}/Maildir");
+    let builder = builder.route("far.test", &sink.via()).fast_retries();
+    let (system, _home) = start(builder, "");
+    let members: Vec<String> = (0..MEMBERS).map(|n| format!("member{n}@far.test")).collect();
+    let list = system.directory().join("members");
+    std::fs::write(&list, members.join("\n")).unwrap();
+    let aliases = format!("all: :include:{}\nowner-all: boss@v.test\n", list.display());
+    std::fs::write(system.directory().join("aliases"), aliases).unwrap();
+    assert!(system.postern(&["reload"]).status.success());
+    let id = system.smtp().send("a@x.test", &["all@l.test"], &message("to thousands")).unwrap();
+    system.attempted(&id, "deferred");
+    sink.behave_well();
+    system.wait("removed", |event| event["id"] == *id);
+    let taken = sink.stop();
+    let mut reached: Vec<&str> = taken.iter().flat_map(|taken| &taken.rcpt).map(String::as_str).collect();
+    reached.sort_unstable();
+    let mut wanted: Vec<String> = members.iter().map(|member| format!("RCPT TO:<{member}>")).collect();
+    wanted.sort_unstable();
+    assert_eq!(reached.len(), MEMBERS);
+    assert!(reached == wanted);
 }
 
 /// A corrected alias repairs mail that was accepted before.

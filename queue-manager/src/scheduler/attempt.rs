@@ -1,6 +1,6 @@
 //! One attempt at a message: from its recipients to their ends.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use postern_address::Mailbox;
 use postern_event::Status;
@@ -442,15 +442,14 @@ fn resolve(
         recipient.owe(None, Success::Expanded, None, words, log);
     }
     let mut discarded = Vec::new();
-    for delivery in deliveries {
+    // The log knows a delivery by its address: one address, one delivery.
+    let mut known: HashSet<&Mailbox> = recipient.done.iter().collect();
+    let new: Vec<bool> = deliveries.iter().map(|delivery| known.insert(&delivery.recipient)).collect();
+    for (delivery, _) in deliveries.into_iter().zip(new).filter(|(_, new)| *new) {
         let queue_lookup::Delivery { recipient: address, reverse_path: owner, action } = delivery;
         // A report stays one that nobody is told of (RFC 5321 §4.5.5): with an owner put in, the owner of an
         // alias that fails would be told of the failure to tell him, for ever.
         let owner = owner.filter(|_| !null_sender);
-        // The log knows a delivery by its address: one address, one delivery.
-        if recipient.done.contains(&address) || recipient.deliveries.iter().any(|d| d.address == address) {
-            continue;
-        }
         let original = (address != recipient.address).then(|| recipient.address.clone());
         let (destination, state) = match action {
             queue_lookup::Action::Deliver(destination) => (Some(destination), DeliveryState::Pending),

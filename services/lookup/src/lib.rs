@@ -47,7 +47,6 @@ use mio::Token;
 use postern_config::{LookupPart, Table, UserSet};
 use postern_daemon::{Handles, Host, Ports, Program, StartError};
 use postern_event::Level;
-use postern_ipc::queue_lookup::{Action, Delivery};
 use postern_ipc::smtpd_lookup::{Incoming, Known, Say, Turned};
 use postern_ipc::supervise::Handle;
 use postern_ipc::{Peer, Role, queue_lookup, smtpd_lookup};
@@ -283,8 +282,9 @@ impl Lookup {
             let accounts = self.system.at(host.now());
             let deliveries = self.tables.queue_lookup(&recipient, accounts, &mut read_include);
             self.unavailable += u64::from(deliveries.is_err());
-            let answer = fitting(queue_lookup::Answer { id, deliveries }, &recipient);
-            let _ = self.queue.send(host, place, &queue_lookup::Say::Answer(answer));
+            for answer in queue_lookup::Answer::in_frames(id, deliveries) {
+                let _ = self.queue.send(host, place, &queue_lookup::Say::Answer(answer));
+            }
         }
     }
 
@@ -316,19 +316,6 @@ impl Lookup {
 
 fn read_include(path: &Path) -> Result<Vec<Target>, String> {
     parse_include(&read_text(path)?).map_err(|e| format!("{}:{}: {}", path.display(), e.line, e.message))
-}
-
-/// The answer, or that it is too long: one that is never heard would leave its message waiting for ever.
-fn fitting(answer: queue_lookup::Answer, recipient: &postern_address::Mailbox) -> queue_lookup::Answer {
-    if postern_ipc::encode(&answer).is_ok() {
-        return answer;
-    }
-    let count = answer.deliveries.as_ref().map_or(0, Vec::len);
-    let text =
-        format!("the alias leads to {count} addresses, more than an alias can hold: use a list manager");
-    let reply = routing::reply(554, (5, 2, 4), &text);
-    let failed = Delivery { recipient: recipient.clone(), reverse_path: None, action: Action::Fail(reply) };
-    queue_lookup::Answer { id: answer.id, deliveries: Ok(vec![failed]) }
 }
 
 fn aliases_file(config: &LookupPart) -> Option<&Path> {
