@@ -15,7 +15,9 @@ use super::dispatch::ours;
 use super::message::{
     Active, Delivery, DeliveryState, DomainBits, Late, Loaded, Owed, Recipient, State, Wish, Wishes,
 };
-use super::{Action, BounceOrder, Failure, Limits, QUESTIONS_MAX, ReportKey, ReportKind, Scheduler, Told};
+use super::{
+    Action, BounceOrder, EXPANDED_MAX, Failure, Limits, QUESTIONS_MAX, ReportKey, ReportKind, Scheduler, Told,
+};
 
 impl Scheduler {
     /// What [`Action::Load`] asked for.
@@ -85,8 +87,15 @@ impl Scheduler {
         if !self.lookup.linked || self.lookup.asked.len() >= QUESTIONS_MAX {
             return None;
         }
+        if self.expanded < EXPANDED_MAX {
+            self.lookup.waiting.extend(self.lookup.aside.drain(..));
+        }
         loop {
             let (id, r) = self.lookup.waiting.pop_front()?;
+            if self.is_too_much(id) {
+                self.lookup.aside.push((id, r));
+                continue;
+            }
             let Some(recipient) = self.active_mut(id).and_then(|a| a.recipients.get(r as usize)) else {
                 continue;
             };
@@ -98,6 +107,19 @@ impl Scheduler {
         }
     }
 
+    /// A message that has begun is asked for to its end.
+    fn go_on(&mut self, id: QueueId) {
+        let its = self.lookup.aside.extract_if(.., |(message, _)| *message == id);
+        self.lookup.waiting.extend(its);
+    }
+
+    /// There are many deliveries in memory, and none of this message. One that has some goes on, or it would keep
+    /// them for ever; and so does one that is to be held or removed.
+    fn is_too_much(&mut self, id: QueueId) -> bool {
+        self.expanded >= EXPANDED_MAX
+            && self.active_mut(id).is_some_and(|active| !active.has_begun() && active.wish.is_none())
+    }
+
     /// Lookup answers. False when it was not asked that.
     pub fn answer(
         &mut self,
@@ -106,6 +128,10 @@ impl Scheduler {
         now: Timestamp,
     ) -> bool {
         let Some((id, r)) = self.lookup.asked.remove(&question) else { return false };
+        if answer.as_ref().is_ok_and(|deliveries| deliveries.len() > 1) && self.is_too_much(id) {
+            self.lookup.aside.push((id, r));
+            return true;
+        }
         let Some(active) = self.active_mut(id) else { return true };
         active.asking = active.asking.saturating_sub(1);
         let (arrival, scheduled) = (active.arrival, active.scheduled);
@@ -116,6 +142,9 @@ impl Scheduler {
         resolve(recipient, answer, null_sender, &mut log, &mut |address, original, status, reply| {
             told.push(Told { id, address, original, arrival, scheduled, status, reply });
         });
+        let expanded = recipient.expanded();
+        self.expanded += expanded;
+        self.go_on(id);
         self.counts.deferred += told.iter().filter(|t| t.status == Status::Deferred).count() as u64;
         self.counts.delivered += told.iter().filter(|t| t.status == Status::Sent).count() as u64;
         self.out.extend(told.into_iter().map(Action::Tell));
@@ -380,7 +409,7 @@ impl Scheduler {
         entry.attempts = attempts;
         self.wake.insert((until, id));
         if let State::Active(active) = before {
-            self.leave(active.fresh, active.recipients.len());
+            self.leave(&active);
         }
     }
 

@@ -351,7 +351,8 @@ impl Scheduler {
         }
         let before = self.lookup.waiting.len();
         self.lookup.waiting.retain(|&(message, _)| message != id);
-        let unasked = before - self.lookup.waiting.len();
+        let aside = self.lookup.aside.extract_if(.., |(message, _)| *message == id).count();
+        let unasked = before - self.lookup.waiting.len() + aside;
         if let Some(State::Active(active)) = self.messages.get_mut(&id).map(|entry| &mut entry.state) {
             active.open = active.open.saturating_sub(taken);
             active.asking = active.asking.saturating_sub(unasked);

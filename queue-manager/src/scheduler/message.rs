@@ -286,6 +286,16 @@ impl Active {
         matches!(self.deadline, Some((at, ByMode::Return)) if now >= at)
     }
 
+    /// Deliveries that aliases made of the recipients, beside one for each.
+    pub(super) fn expanded(&self) -> usize {
+        self.recipients.iter().map(Recipient::expanded).sum()
+    }
+
+    /// Some recipient's deliveries are known.
+    pub(super) fn has_begun(&self) -> bool {
+        self.recipients.iter().any(|recipient| recipient.resolved)
+    }
+
     /// Nothing is under way any more.
     pub(super) fn is_quiet(&self) -> bool {
         self.asking == 0 && self.open == 0 && self.bouncing == 0
@@ -357,6 +367,10 @@ impl Recipient {
         if let Some(delivery) = self.deliveries.get_mut(d as usize) {
             delivery.state = state;
         }
+    }
+
+    pub(super) fn expanded(&self) -> usize {
+        self.deliveries.len().saturating_sub(1)
     }
 
     /// Marks one delivery done and says what the log must say: the delivery, and the recipient as a whole

@@ -164,3 +164,59 @@ fn a_flood_for_one_host_leaves_room_for_others() {
     assert_eq!(world.gone.len(), flood.len() + 1);
     assert!(world.scheduler.crowds.is_empty() && world.scheduler.thinned.is_empty());
 }
+
+/// A list of five members, each of its own.
+fn list(world: &mut World, name: &str) -> Mailbox {
+    let list = mailbox(&format!("{name}@l.test"));
+    let members = (0..5).map(|n| to(&mailbox(&format!("{name}{n}@x.test")), smtp(1)));
+    world.routes.insert(list.clone(), members.collect());
+    list
+}
+
+/// Lists make many deliveries of one recipient: others wait for them, and have their turn.
+#[test]
+fn lists_do_not_fill_the_memory() {
+    let mut world = World::new();
+    let lists: Vec<Mailbox> = (0..10).map(|n| list(&mut world, &format!("list{n}"))).collect();
+    for (one, other) in lists.iter().zip(lists.iter().rev()) {
+        world.arrive(&[one.clone(), other.clone()], false);
+    }
+    world.turn();
+    for _ in 0..30 {
+        world.answer_all();
+        let most = EXPANDED_MAX + 2 * 5;
+        assert!(world.scheduler.expanded <= most, "{} deliveries", world.scheduler.expanded);
+        world.finish_all(&sent);
+    }
+    assert_eq!((world.gone.len(), world.scheduler.expanded), (10, 0));
+}
+
+/// One that was put off, and begins before its other recipient is asked for again, does not wait for itself.
+#[test]
+fn a_message_that_has_begun_goes_on() {
+    let mut world = World::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| list(&mut world, name));
+    world.arrive(std::slice::from_ref(&a), false);
+    world.arrive(&[b.clone(), c.clone()], false);
+    world.turn();
+    let asked = std::mem::take(&mut world.asked);
+    let answer = |world: &mut World, list: &Mailbox| {
+        let (question, _) = asked.iter().find(|(_, recipient)| recipient == list).unwrap();
+        let members = world.routes[list].clone();
+        assert!(world.scheduler.answer(*question, Ok(members), world.now));
+    };
+    answer(&mut world, &a);
+    world.turn();
+    answer(&mut world, &c);
+    let (job, (_, open)) = world.jobs.pop_first().unwrap();
+    for target in open {
+        assert!(world.scheduler.result(job, target, sent(target), world.now));
+    }
+    assert!(world.scheduler.done(job, world.now));
+    answer(&mut world, &b);
+    world.turn();
+    assert_eq!(world.asked.iter().map(|(_, recipient)| recipient).collect::<Vec<_>>(), [&c]);
+    world.answer_all();
+    world.finish_all(&sent);
+    assert_eq!(world.gone.len(), 2);
+}
