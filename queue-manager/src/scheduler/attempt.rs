@@ -1,6 +1,6 @@
 //! One attempt at a message: from its recipients to their ends.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use postern_address::Mailbox;
 use postern_event::Status;
@@ -472,7 +472,7 @@ fn resolve(
     }
     let mut discarded = Vec::new();
     // The log knows a delivery by its address: one address, one delivery.
-    let mut known: HashSet<&Mailbox> = recipient.done.iter().collect();
+    let mut known: BTreeSet<&Mailbox> = recipient.done.iter().collect();
     let new: Vec<bool> = deliveries.iter().map(|delivery| known.insert(&delivery.recipient)).collect();
     for (delivery, _) in deliveries.into_iter().zip(new).filter(|(_, new)| *new) {
         let queue_lookup::Delivery { recipient: address, reverse_path: owner, action } = delivery;
