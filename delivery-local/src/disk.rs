@@ -135,6 +135,7 @@ impl<F: AsFd + Write> Write for Blocks<F> {
         Ok(taken.len())
     }
 
+    /// The beginning of a block waits for its rest, or for [`Blocks::finish`].
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }

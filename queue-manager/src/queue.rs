@@ -48,7 +48,7 @@ pub struct QueueManager {
     pub(crate) last_write: u64,
     pub(crate) ids: IdAllocator,
     pub(crate) lookup: Port<queue_lookup::Question, queue_lookup::Say>,
-    pub(crate) answers: queue_lookup::Unfinished,
+    pub(crate) answers: queue_lookup::Answers,
     /// Ways that lookup showed a moment ago.
     pub(crate) ways: Recent<Mailbox, Vec<queue_lookup::Delivery>>,
     pub(crate) agents: [Port<ToAgent, FromAgent>; 3],
@@ -287,7 +287,7 @@ impl QueueManager {
             last_write: 0,
             ids: IdAllocator::new(Slot::QUEUE_MANAGER),
             lookup: Port::new(host, Peer::only(Role::Lookup)),
-            answers: queue_lookup::Unfinished::default(),
+            answers: queue_lookup::Answers::default(),
             ways: Recent::default(),
             agents: AgentKind::ALL.map(|kind| Port::new(host, Peer::only(kind.role()))),
             watcher,

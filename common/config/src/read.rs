@@ -372,7 +372,6 @@ fn user_name(text: &str) -> Result<String, Mistake> {
     Ok(text.to_owned())
 }
 
-/// Everything that `later` is for is taken by `earlier`.
 fn shown(pattern: &RoutePattern) -> String {
     match pattern {
         RoutePattern::Domain(domain) => format!("`{domain}`"),

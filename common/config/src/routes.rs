@@ -116,7 +116,11 @@ mod tests {
     proptest! {
         /// The index says what a look at each route says.
         #[test]
-        fn as_one_after_the_other(patterns in proptest::collection::vec(pattern(), 0..12), asked in name(), new in pattern()) {
+        fn as_one_after_the_other(
+            patterns in proptest::collection::vec(pattern(), 0..12),
+            asked in name(),
+            new in pattern(),
+        ) {
             let mut index = RouteIndex::default();
             patterns.iter().for_each(|pattern| index.push(pattern));
             prop_assert_eq!(index.first(&asked), patterns.iter().position(|pattern| takes(pattern, &asked)));

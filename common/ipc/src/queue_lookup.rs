@@ -10,6 +10,12 @@ use crate::frame::{MAX_FRAME, encode};
 use crate::link::RequestId;
 use crate::queue_agent::Destination;
 
+/// An answer's deliveries in one frame, octets.
+const ROOM: usize = MAX_FRAME - 64;
+
+/// More deliveries than lookup makes of one recipient.
+const DELIVERIES_MAX: usize = 50_000;
+
 /// queue-manager asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
@@ -41,12 +47,6 @@ pub struct Answer {
     pub more: bool,
 }
 
-/// An answer's deliveries in one frame, octets.
-const ROOM: usize = MAX_FRAME - 64;
-
-/// More deliveries than lookup makes of one recipient.
-const DELIVERIES_MAX: usize = 50_000;
-
 /// One delivery that a recipient resolved to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
@@ -73,12 +73,13 @@ impl Answer {
     /// As many answers as it takes: a list of thousands does not fit into a frame.
     pub fn in_frames(id: RequestId, deliveries: Result<Vec<Delivery>, String>) -> Vec<Self> {
         let all = match deliveries {
-            Ok(all) => all,
-            Err(why) => return vec![Self { id, deliveries: Err(why), more: false }],
+            Ok(all) if all.len() > 1 => all,
+            // Nearly every answer: it is not measured before it is sent.
+            whole => return vec![Self { id, deliveries: whole, more: false }],
         };
         let (mut answers, mut next, mut octets) = (Vec::new(), Vec::new(), 0);
         for delivery in all {
-            // No address and no reply is as long as a frame.
+            // One that is longer than a frame stands alone, and is found out when it is sent.
             let length = encode(&delivery).map_or(ROOM, |frame| frame.len());
             octets += length;
             if octets > ROOM && !next.is_empty() {
@@ -94,11 +95,11 @@ impl Answer {
 
 /// Answers of which not all is there yet.
 #[derive(Debug, Default)]
-pub struct Unfinished {
+pub struct Answers {
     begun: HashMap<RequestId, Vec<Delivery>>,
 }
 
-impl Unfinished {
+impl Answers {
     /// Takes the next answer. What it said with those before, when that is all.
     pub fn join(&mut self, answer: Answer) -> Option<(RequestId, Result<Vec<Delivery>, String>)> {
         let Answer { id, deliveries, more } = answer;
@@ -147,28 +148,29 @@ mod tests {
             let deliveries: Vec<_> = (0..).zip(&lengths).map(|(n, length)| delivery(n, *length)).collect();
             let frames = Answer::in_frames(7, Ok(deliveries.clone()));
             for frame in &frames {
-                prop_assert_eq!(&decode::<Say>(&encode(&Say::Answer(frame.clone())).unwrap()).unwrap(), &Say::Answer(frame.clone()));
+                let said = Say::Answer(frame.clone());
+                prop_assert_eq!(decode::<Say>(&encode(&said).unwrap()).unwrap(), said);
             }
-            let mut unfinished = Unfinished::default();
+            let mut answers = Answers::default();
             let last = frames.len() - 1;
             for (n, frame) in frames.into_iter().enumerate() {
                 let other = Answer { id: 8, deliveries: Err("not now".into()), more: false };
-                prop_assert_eq!(unfinished.join(other), Some((8, Err("not now".into()))));
-                let joined = unfinished.join(frame);
+                prop_assert_eq!(answers.join(other), Some((8, Err("not now".into()))));
+                let joined = answers.join(frame);
                 prop_assert_eq!(joined, (n == last).then(|| (7, Ok(deliveries.clone()))));
             }
-            prop_assert!(unfinished.begun.is_empty());
+            prop_assert!(answers.begun.is_empty());
         }
     }
 
     #[test]
     fn too_many_are_refused() {
-        let mut unfinished = Unfinished::default();
+        let mut answers = Answers::default();
         let half: Vec<_> = (0..DELIVERIES_MAX / 2 + 1).map(|n| delivery(n, 0)).collect();
         let answer = Answer { id: 1, deliveries: Ok(half), more: true };
-        assert_eq!(unfinished.join(answer.clone()), None);
-        assert!(matches!(unfinished.join(answer), Some((1, Err(_)))));
+        assert_eq!(answers.join(answer.clone()), None);
+        assert!(matches!(answers.join(answer), Some((1, Err(_)))));
         let rest = Answer { id: 1, deliveries: Ok(vec![delivery(1, 0)]), more: false };
-        assert!(unfinished.join(rest).is_some(), "of a question that has its answer: nobody asks for it");
+        assert!(answers.join(rest).is_some(), "of a question that has its answer: nobody asks for it");
     }
 }

@@ -283,7 +283,14 @@ impl Lookup {
             let deliveries = self.tables.queue_lookup(&recipient, accounts, &mut read_include);
             self.unavailable += u64::from(deliveries.is_err());
             for answer in queue_lookup::Answer::in_frames(id, deliveries) {
-                let _ = self.queue.send(host, place, &queue_lookup::Say::Answer(answer));
+                let sent = self.queue.send(host, place, &queue_lookup::Say::Answer(answer));
+                if !sent && self.queue.is_connected(place) {
+                    // One that is never heard would leave its message waiting for ever.
+                    let deliveries = Err("a delivery does not fit into a frame".to_owned());
+                    let answer = queue_lookup::Answer { id, deliveries, more: false };
+                    let _ = self.queue.send(host, place, &queue_lookup::Say::Answer(answer));
+                    break;
+                }
             }
         }
     }
